@@ -1,0 +1,196 @@
+"""The command line. Every command is a thin call into the library, which stays unloaded until it is needed.
+
+Exit codes: 0 done; 2 bad usage or bad input, with one message; 1 failure; 130 after Ctrl-C with everything saved.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reasoner.errors import ReasonerError, UsageError
+
+EXTRA_ARGS = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def command(*args: Any, **kwargs: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A command of `main` whose user-facing errors become one message and an exit code."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @wraps(function)
+        def guarded(*a: Any, **k: Any) -> Any:
+            try:
+                return function(*a, **k)
+            except ReasonerError as e:
+                click.secho(f"error: {e}", fg="red", err=True)
+                sys.exit(e.exit_code)
+            except KeyboardInterrupt:
+                click.secho("stopped", fg="yellow", err=True)
+                sys.exit(130)
+
+        return main.command(*args, **kwargs)(guarded)
+
+    return decorate
+
+
+def examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="reasoner")
+def main() -> None:
+    """reasoner: reinforcement learning of reasoning from outcome reward alone, and inference-time compute."""
+    from reasoner.doctor import check_verifiers_package
+
+    try:
+        check_verifiers_package()
+    except ReasonerError as e:
+        click.secho(f"error: {e}", fg="red", err=True)
+        sys.exit(e.exit_code)
+
+
+class TrainCommand(click.Command):
+    """`train` with the configuration keys in its help."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from reasoner.config import config_keys
+
+        super().format_options(ctx, formatter)
+        rows = []
+        for key, default, description in config_keys():
+            shown = ",".join(default) if isinstance(default, tuple) else str(default)
+            rows.append((f"--{key}", f"{description}  [{shown or 'empty'}]"))
+        with formatter.section("Configuration keys (TOML or flags)  [default]"):
+            formatter.write_dl(rows, col_max=34)
+
+
+@command(
+    cls=TrainCommand,
+    context_settings=EXTRA_ARGS,
+    epilog=examples(
+        "reasoner train",
+        "reasoner train --name first --steps 100 --learner.lr 2e-4",
+        "reasoner train my.toml --verifier.name my_module:exact",
+        "reasoner train --resume runs/first --steps 400",
+        "reasoner train --cluster.address auto --server.replicas 8 --server.dtype bfloat16",
+    ),
+)
+@click.option("--resume", metavar="RUN", help="Continue a run from its newest checkpoint.")
+@click.option("--verifier", metavar="NAME", help="Short for --verifier.name.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[CONFIG.toml] [--key.sub VALUE]...")
+def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None) -> None:
+    """Train a model by reinforcement learning from outcome reward alone."""
+    from reasoner.config import load_config, parse_overrides
+    from reasoner.run import reopen
+
+    rest = list(arguments)
+    path = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    overrides = parse_overrides(rest)
+    if verifier:
+        overrides["verifier.name"] = verifier
+    if resume and path:
+        raise UsageError("--resume continues a run with the run's own configuration: leave the TOML file out")
+    run_dir, config = reopen(resume, overrides) if resume else (None, load_config(path, overrides))
+
+    from reasoner.train import Interrupted
+    from reasoner.train import train as train_run
+
+    try:
+        done = train_run(config, resume=run_dir)
+    except Interrupted as stopped:
+        click.secho(f"stopped and saved: continue with  reasoner train --resume {stopped}", fg="yellow", err=True)
+        sys.exit(130)
+    click.echo(f"done: {done}  (report: {done / 'report.html'})")
+
+
+@command(
+    epilog=examples(
+        "reasoner verify answers.jsonl",
+        "reasoner verify answers.jsonl --verifier my_module:exact --out verdicts.jsonl --workers 2",
+    )
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--verifier", default="math", show_default=True, help="math, or module:attribute.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write here instead of standard output.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Verifier processes.")
+@click.option("--timeout-s", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option("--explain", is_flag=True, help="Say what was extracted, how it was read, which rule decided.")
+def verify(file: Path, verifier: str, out: Path | None, workers: int, timeout_s: float, explain: bool) -> None:
+    """Verify answers in a JSONL file: one {"id", "gold", "pred"} a line, one verdict a line, in order."""
+    from reasoner.verify_file import verify_file
+
+    verify_file(file, verifier=verifier, out=out, workers=workers, timeout_s=timeout_s, explain=explain)
+
+
+@command(epilog=examples("reasoner pretrain --out my-base --minutes 30", "reasoner pretrain --out tiny --steps 20"))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the new model.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Train for so long.")
+@click.option("--steps", type=click.IntRange(1), help="Train for so many steps.")
+@click.option("--seed", default=0, show_default=True)
+def pretrain(out: Path, minutes: float | None, steps: int | None, seed: int) -> None:
+    """Make the embedded base model again: synthetic corpus, next-token prediction only."""
+    from reasoner.pretrain import pretrain as run_pretrain
+
+    run_pretrain(out, seed=seed, minutes=minutes, steps=steps)
+
+
+@command(epilog=examples("reasoner report runs/first"))
+@click.argument("run")
+def report(run: str) -> None:
+    """Write RUN/report.html: curves and chains of thought, self-contained. Works while the run goes on."""
+    from reasoner.report import write_report
+    from reasoner.run import reopen
+
+    click.echo(write_report(reopen(run, {})[0]))
+
+
+@command(epilog=examples("reasoner tasks", "reasoner tasks arithmetic:levels=1-2"))
+@click.argument("spec", default="arithmetic")
+@click.option("--count", default=3, show_default=True, type=click.IntRange(1), help="Examples of each split.")
+def tasks(spec: str, count: int) -> None:
+    """Show what can be trained on: examples of the training stream and of each split."""
+    from envs.tasks import load_tasks
+
+    source = load_tasks(spec, seed=0)
+    for name, examples_ in (
+        ("train", [source.train(i) for i in range(count)]),
+        *((split, source.split(split, count)) for split in ("held_out", "ood")),
+    ):
+        for task in examples_:
+            click.echo(f"{name:9} {task.family:10} level {task.difficulty:g}  {task.prompt}  →  {task.reference}")
+
+
+@command(epilog=examples("reasoner doctor"))
+def doctor() -> None:
+    """Check the installation and the machine, and say what is missing and how to mend it."""
+    from reasoner.doctor import doctor as run_doctor
+
+    sys.exit(run_doctor())
+
+
+@command(
+    name="eval",
+    epilog=examples(
+        "reasoner eval runs/first --samples 16", "reasoner eval embedded --tasks arithmetic --json eval.json"
+    ),
+)
+@click.argument("model")
+@click.option("--tasks", "spec", default="arithmetic", show_default=True)
+@click.option("--samples", default=1, show_default=True, type=click.IntRange(1), help="Samples of each problem.")
+@click.option("--problems", default=256, show_default=True, type=click.IntRange(1), help="Problems of each split.")
+@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(1), help="Thinking budget, tokens.")
+@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0))
+@click.option("--verifier", default="math", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write eval.json here.")
+def evaluate(model: str, spec: str, out: Path | None, **options: Any) -> None:
+    """Evaluate a model, checkpoint or run: pass@k on held-out and out-of-distribution problems."""
+    from reasoner.evaluate_cli import evaluate_model
+
+    evaluate_model(model, spec, out=out, **options)

@@ -1,0 +1,214 @@
+"""Starts and stops the processes of a run: Ray, vLLM servers, the learner, rollout workers.
+
+Everything is started side by side, since start-up is mostly imports. The driver itself loads neither torch
+nor vLLM. On exit every actor is killed; a Ray that we started is shut down with everything in it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from reasoner.config import Config
+from reasoner.errors import ReasonerError, ServerError, UsageError
+from reasoner.model_source import ModelSource
+from reasoner.types import SamplingParams, Task, TrainBatch
+from rollouts.sampler import HTTPSampler, RaySampler, Sampler
+from rollouts.server import ServerConfig, start_server
+from rollouts.worker import GroupResult, RolloutWorker, build_worker
+
+
+@dataclass
+class Processes:
+    """Handles of what runs. `learner` is None for evaluation."""
+
+    servers: list[Any]
+    workers: list[Any]
+    learner: Any | None
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            _quietly(worker.close.remote())
+        for actor in [*self.workers, *self.servers, *([self.learner] if self.learner else [])]:
+            ray.kill(actor)
+
+
+class WorkerActor:
+    """A `RolloutWorker` in a Ray process of its own."""
+
+    def __init__(self, samplers: Sequence[Sampler], model: ModelSource, template: str, config: Config, verifier: Any):
+        from envs.tasks import load_tasks
+
+        self.worker: RolloutWorker = build_worker(
+            lambda: samplers,
+            str(model.path),
+            lambda: load_tasks(config.tasks.source, config.seed),
+            template,
+            verifier,
+            config.verifier.processes,
+            config.verifier.timeout_s,
+            context_tokens(config, model),
+        )
+
+    async def run(
+        self, tasks: Sequence[Task], group_size: int, params: SamplingParams, first_index: int
+    ) -> list[GroupResult]:
+        return await self.worker.run(tasks, group_size, params, first_index)
+
+    async def ready(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        self.worker.verifiers.close()
+
+
+class LearnerActor:
+    """The learner and its side of the weight sync, in a process of its own."""
+
+    def __init__(self, model_path: str, config: Config, samplers: Sequence[Sampler]):
+        import torch
+
+        torch.set_num_threads(config.learner.threads)
+        from reasoner.learner import Learner
+        from reasoner.weight_sync import WeightSync
+
+        device = config.learner.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.learner = Learner(
+            model_path, config.learner, temperature=config.rollout.temperature, seed=config.seed, device=device
+        )
+        self.weight_sync = WeightSync(samplers, dtype=config.server.dtype, temperature=config.rollout.temperature)
+
+    def ready(self) -> dict[str, Any]:
+        model = self.learner.model
+        return {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.to_dict()}
+
+    def update(self, batch: TrainBatch, lr_scale: float) -> Any:
+        return self.learner.update(batch, lr_scale=lr_scale)
+
+    def sync(self, version: int) -> Any:
+        """New weights to every server, proved by a logprob probe before any of them serves again."""
+        return self.weight_sync.sync(self.learner.model, version, self.learner.score)
+
+    def score(self, token_ids: list[np.ndarray]) -> list[np.ndarray]:
+        return self.learner.score(token_ids)
+
+    def save(self, path: Path) -> None:
+        self.learner.save(path)
+        self.learner.save_trainer(path / "trainer")
+
+    def load_trainer(self, path: Path) -> None:
+        self.learner.load_trainer(path / "trainer")
+
+
+def context_tokens(config: Config, model: ModelSource) -> int:
+    """Longest prompt + completion a server accepts. Raises UsageError where the model cannot hold it."""
+    wanted = config.server.context_tokens or min(model.context_length, config.rollout.max_tokens + 512)
+    if wanted > model.context_length:
+        raise UsageError(
+            f"server.context_tokens is {wanted}, but {model.name} holds at most {model.context_length} tokens"
+        )
+    if config.rollout.max_tokens >= wanted:
+        raise UsageError(
+            f"rollout.max_tokens is {config.rollout.max_tokens}, but prompt and completion together have "
+            f"{wanted} tokens of context in {model.name}"
+        )
+    return wanted
+
+
+def connect(address: str) -> None:
+    """Joins the Ray cluster at `address`, or starts one in this process's care when it is empty."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if ray.is_initialized():
+        return
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            # Logical CPUs only place actors; processes here are mostly waiting for one another.
+            ray.init(address="local", num_cpus=max(16, os.cpu_count() or 1), include_dashboard=False, **common)
+    except ConnectionError as e:
+        raise UsageError(f"no Ray cluster answers at {address!r}: {e}") from None
+
+
+def start(config: Config, model: ModelSource, template: str, verifier: Any, log_dir: Path, *, learner: bool) -> Processes:
+    """Starts servers, workers and (for training) the learner side by side; returns when all are ready.
+
+    Raises ServerError with the last log lines of a server that never becomes healthy."""
+    processes = Processes([], [], None)
+    try:
+        samplers: list[Sampler] = [HTTPSampler(url) for url in config.server.addresses]
+        if not samplers:
+            for i in range(config.server.replicas):
+                handle = start_server(_server_config(config, model), name=f"server-{i}", log_dir=log_dir)
+                processes.servers.append(handle)
+            samplers = [RaySampler(handle) for handle in processes.servers]
+        gpus = 1 if _on_gpu(config) else 0
+        if learner:
+            actor = ray.remote(num_cpus=1, num_gpus=gpus)(LearnerActor).options(
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.learner.threads)}}
+            )
+            processes.learner = actor.remote(str(model.path), config, samplers)
+        worker = ray.remote(num_cpus=1, max_concurrency=1000)(WorkerActor)
+        for _ in range(config.rollout.workers):
+            processes.workers.append(worker.remote(samplers, model, template, config, verifier))
+        pending = [a.ready.remote() for a in [*processes.servers, *processes.workers]]
+        if processes.learner:
+            pending.append(processes.learner.ready.remote())
+        ray.get(pending, timeout=config.server.startup_timeout_s)
+        return processes
+    except BaseException as e:
+        processes.stop()
+        if isinstance(e, ray.exceptions.GetTimeoutError):
+            raise ServerError(
+                f"servers, workers and learner were not ready after {config.server.startup_timeout_s:.0f} s; "
+                f"their logs are in {log_dir}"
+            ) from None
+        raise unwrap(e) from None
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """The error a user can act on, out of the wrapping that Ray puts around it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, ReasonerError):
+        return cause
+    if isinstance(error, ray.exceptions.RayActorError):
+        text = str(error)
+        if isinstance(cause, BaseException) and not isinstance(cause, ray.exceptions.RayError):
+            return cause
+        return ServerError(f"a process of the run died: {text}")
+    return error
+
+
+def _on_gpu(config: Config) -> bool:
+    return config.learner.device == "cuda" or (
+        config.learner.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+    )
+
+
+def _server_config(config: Config, model: ModelSource) -> ServerConfig:
+    server = config.server
+    return ServerConfig(
+        model=str(model.path),
+        dtype=server.dtype,
+        max_model_len=context_tokens(config, model),
+        max_num_seqs=server.max_num_seqs,
+        kv_cache_gib=server.kv_cache_gib,
+        threads=server.threads,
+        seed=config.seed,
+        tensor_parallel_size=server.tensor_parallel,
+        gpu_memory_utilization=server.gpu_memory_utilization,
+    )
+
+
+def _quietly(ref: Any) -> None:
+    """Waits a moment for a parting call; a dead actor is what we are about to make anyway."""
+    ray.wait([ref], timeout=2)

@@ -1,0 +1,257 @@
+"""The configuration: one frozen tree, read from TOML and dotted flags.
+
+Every key has a help text with its unit, a check, and a default. An unknown key is refused with the
+nearest known one; an impossible value is refused before anything expensive starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from reasoner.errors import UsageError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TasksConfig(Section):
+    source: str = Field(
+        "arithmetic", description="what to train on: a generator, FILE.jsonl or module:attribute"
+    )
+    template: str = Field(
+        "auto",
+        description="prompt template: auto, base, chat, or a text with {prompt}; auto is chat when the "
+        "model has a chat template",
+    )
+
+
+class RolloutConfig(Section):
+    groups_per_step: int = Field(32, ge=1, description="groups (tasks) in a training step")
+    group_size: int = Field(16, ge=1, description="rollouts of each task, G")
+    max_tokens: int = Field(128, ge=1, description="longest completion, tokens")
+    temperature: float = Field(1.0, gt=0, le=10, description="sampling temperature")
+    top_p: float = Field(1.0, description="must be 1 in training: behaviour logprobs need the whole distribution")
+    stop: tuple[str, ...] = Field((), description="texts that end a completion, beside the end token")
+    workers: int = Field(1, ge=1, description="Ray rollout workers")
+
+
+class VerifierConfig(Section):
+    name: str = Field("math", description="math, or module:attribute of a function or class of your own")
+    processes: int = Field(1, ge=1, description="verifier processes of each rollout worker")
+    timeout_s: float = Field(10.0, gt=0, description="wall-clock kill of one verification, seconds")
+
+
+class ServerConfigKeys(Section):
+    replicas: int = Field(1, ge=1, description="vLLM servers started here")
+    addresses: tuple[str, ...] = Field((), description="use these running vLLM servers instead (URLs)")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="weights on the server")
+    context_tokens: int = Field(0, ge=0, description="longest prompt + completion, tokens; 0: what the run needs")
+    max_num_seqs: int = Field(512, ge=1, description="sequences decoded at once by one server")
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of one server on CPU, GiB")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory for one server")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs of one server")
+    threads: int = Field(1, ge=1, description="CPU threads of one server")
+    startup_timeout_s: float = Field(300.0, gt=0, description="give a server this long to become healthy, seconds")
+
+
+class LearnerConfig(Section):
+    estimator: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = Field(
+        "rloo", description="advantage estimator (baseline over the group, or over the batch)"
+    )
+    batch_normalise: bool = Field(True, description="divide advantages by their deviation over the batch")
+    loss: Literal["cispo", "ppo_clip", "gspo", "reinforce"] = Field("cispo", description="policy-gradient loss")
+    aggregation: Literal["prompt", "token", "sequence", "constant"] = Field(
+        "prompt", description="how token losses are averaged"
+    )
+    eps_low: float = Field(0.2, ge=0, description="lower clip of the ratio (ppo_clip, gspo)")
+    eps_high: float = Field(0.28, ge=0, description="upper clip of the ratio (ppo_clip, gspo)")
+    ratio_cap: float = Field(4.0, gt=0, description="truncation of importance ratios (cispo, reinforce, TIS)")
+    kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the base model; 0: no reference model")
+    mask_truncated: bool = Field(False, description="leave truncated rollouts out instead of scoring them")
+    zero_variance: Literal["drop", "top_up", "keep"] = Field(
+        "drop", description="groups whose rewards are all equal: drop, sample others in their place, or keep"
+    )
+    retire_pass_rate: float = Field(
+        0.9, gt=0, le=1, description="a task of a finite set is retired once its pass rate reaches this; 1: never"
+    )
+    lr: float = Field(1e-4, gt=0, description="AdamW learning rate")
+    warmup_steps: int = Field(5, ge=0, description="linear learning-rate warm-up, steps")
+    decay: Literal["none", "linear"] = Field("none", description="learning-rate decay to 0 over the run's steps")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    grad_clip: float = Field(0.5, gt=0, description="largest gradient norm")
+    minibatches: int = Field(1, ge=1, description="optimizer steps a batch")
+    micro_batch_tokens: int = Field(16384, ge=16, description="tokens of one forward pass")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute type; master weights are fp32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    threads: int = Field(2, ge=1, description="CPU threads of the learner")
+
+
+class EvalConfig(Section):
+    every: int = Field(25, ge=0, description="evaluate every so many steps; 0: only first and last")
+    problems: int = Field(256, ge=1, description="held-out problems, and as many out-of-distribution ones")
+    samples: int = Field(1, ge=1, description="samples of each problem")
+
+
+class CheckpointConfig(Section):
+    every: int = Field(50, ge=0, description="save every so many steps; 0: only the last")
+    keep: int = Field(3, ge=1, description="checkpoints kept")
+
+
+class ClusterConfig(Section):
+    address: str = Field("", description="Ray cluster: empty starts one on this machine, auto or host:port joins")
+    colocate: bool = Field(
+        False, description="learner and servers share the GPUs: servers sleep while the learner works"
+    )
+
+
+class Config(Section):
+    """`train(Config(...))`; the same tree as TOML and as dotted flags."""
+
+    model: str = Field("embedded", description="embedded, smollm2, a model directory, a run, or a hub name")
+    name: str = Field("", description="name of the run under runs_dir; empty: the date and time")
+    runs_dir: str = Field("runs", description="where runs are kept")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of tasks, sampling and learner")
+    steps: int = Field(200, ge=1, description="training steps")
+    time_limit_s: float = Field(0.0, ge=0, description="stop and save after this long, seconds; 0: never")
+    max_staleness: int = Field(0, ge=0, description="policy versions a rollout may lag behind; 0: on-policy")
+
+    tasks: TasksConfig = TasksConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    server: ServerConfigKeys = ServerConfigKeys()
+    learner: LearnerConfig = LearnerConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        if self.rollout.top_p != 1.0:
+            raise ValueError(
+                f"rollout.top_p is {self.rollout.top_p}: training samples the whole distribution, because the "
+                "learner cannot score tokens of a cut one; leave it at 1"
+            )
+        if self.rollout.group_size < 2 and self.learner.estimator in ("grpo", "dr_grpo", "rloo"):
+            raise ValueError(
+                f"rollout.group_size is {self.rollout.group_size}, but the estimator {self.learner.estimator} compares "
+                "rollouts of one group: use at least 2, or learner.estimator = reinforce_pp"
+            )
+        context = self.server.context_tokens
+        if context and self.rollout.max_tokens >= context:
+            raise ValueError(
+                f"rollout.max_tokens ({self.rollout.max_tokens}) leaves no room for a prompt in "
+                f"server.context_tokens ({context})"
+            )
+        if self.learner.minibatches > self.rollout.groups_per_step:
+            raise ValueError("learner.minibatches is larger than rollout.groups_per_step")
+        name = Path(self.name)
+        if self.name and (name.is_absolute() or len(name.parts) != 1 or name.parts[0] in (".", "..")):
+            raise ValueError(f"name {self.name!r} is not a plain name: it must stay inside {self.runs_dir}/")
+        if self.cluster.colocate and self.max_staleness:
+            raise ValueError("cluster.colocate runs samplers and learner in turn: it needs max_staleness = 0")
+        if self.cluster.colocate and self.server.addresses:
+            raise ValueError("cluster.colocate cannot put servers to sleep that somebody else started (server.addresses)")
+        return self
+
+
+def config_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every key as (dotted name, default, description), in order."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from config_keys(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info.default, info.description or ""
+
+
+def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads TOML, lays dotted overrides over it, validates. Raises UsageError with one clear message."""
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(Path(path).read_text())
+        except FileNotFoundError:
+            raise UsageError(f"no such config file: {path}") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+            raise UsageError(f"cannot read {path} as TOML: {e}") from None
+        tree.pop("provenance", None)  # written into a run's own config.toml
+    known = {key for key, _, _ in config_keys()}
+    for key in _dotted(tree):
+        _check_known(key, known, str(path))
+    for key, value in (overrides or {}).items():
+        _check_known(key, known, "the command line")
+        *parents, leaf = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as e:
+        raise UsageError("; ".join(_explain(error) for error in e.errors())) from None
+
+
+def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
+    """`--learner.lr 1e-4 --eval.every=5` → {"learner.lr": "1e-4", …}; values are read as TOML, else as text."""
+    known = {key: default for key, default, _ in config_keys()}
+    overrides: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise UsageError(f"unexpected argument {flag!r}: options are written --key.sub value")
+        key, equals, text = flag[2:].partition("=")
+        key = key.replace("-", "_")
+        _check_known(key, set(known), "the command line")
+        if not equals:
+            if not rest:
+                raise UsageError(f"--{key} needs a value")
+            text = rest.pop(0)
+        overrides[key] = text if isinstance(known[key], str) else _toml_value(text, known[key])
+    return overrides
+
+
+def config_toml(config: Config, provenance: Mapping[str, Any]) -> str:
+    """The resolved configuration, with versions, seed and revision under `[provenance]`."""
+    return tomlkit.dumps({**config.model_dump(mode="json"), "provenance": dict(provenance)})
+
+
+def _toml_value(text: str, default: Any) -> Any:
+    if isinstance(default, tuple) and not text.startswith("["):
+        return tuple(part for part in text.split(",") if part)
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _check_known(key: str, known: set[str], where: str) -> None:
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
+    leaf = [k for k in sorted(known) if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    nearest = (leaf or near or [""])[0]
+    hint = f"; did you mean {nearest!r}?" if nearest else ""
+    raise UsageError(f"unknown configuration key {key!r} in {where}{hint} (all keys: reasoner train --help)")
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"] if not isinstance(part, int))
+    message = error["msg"].removeprefix("Value error, ")
+    return message if not where else f"{where}: {message} (got {error['input']!r})"

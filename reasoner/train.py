@@ -1,0 +1,408 @@
+"""The one training loop: admit → collect → advantages → batch → update → sync, synchronous or not.
+
+`max_staleness = 0` is on-policy: a step's groups are sampled by exactly the weights it updates. With k > 0
+rollouts run ahead by at most k versions while the learner works; the only difference in this file is that
+the queue admits more. The reward is what the verifier said and nothing else: no reward for format, length
+or steps, no human solutions.
+
+Left out on purpose: learning-rate search, reward shaping, value functions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from envs.tasks import TaskSource, load_tasks
+from reasoner import cluster
+from reasoner.advantages import compute_advantages, filter_groups
+from reasoner.batch import build_batch
+from reasoner.checkpoint import CheckpointStore
+from reasoner.config import Config
+from reasoner.display import Display
+from reasoner.errors import ReasonerError
+from reasoner.evaluate import SPLITS, evaluate_split, summarise
+from reasoner.flops import FlopCounter
+from reasoner.journal import Journal
+from reasoner.metrics import MetricsWriter, Timeline, step_metrics
+from reasoner.report import write_report
+from reasoner.run import Run, prepare
+from reasoner.types import UNSCORED, Group, Rollout, SamplingParams
+from rollouts.queue import RolloutQueue
+from rollouts.worker import GroupResult
+
+log = logging.getLogger(__name__)
+
+STALL_S = 900.0  # nothing finished for this long: something hangs
+
+
+class Interrupted(Exception):
+    """The user asked to stop; everything is saved. Its text is the run directory."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint must remember beside weights, optimizer and the journal."""
+
+    step: int = 0
+    policy_version: int = 0
+    next_index: int = 0  # position in the training stream
+    outstanding: list[int] = field(default_factory=list)  # admitted, not trained on: to be sampled again
+    retired: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(config: Config, *, verifier: Any = None, resume: str | Path | None = None) -> Path:
+    """Trains and returns the run directory. `verifier`: any callable `(completion, task) -> bool | float |
+    Verdict | None` in place of `config.verifier.name`.
+
+    Raises UsageError before anything starts when the configuration cannot work, and ReasonerError, with the
+    run saved and resumable, when something breaks on the way."""
+    run = prepare(config, verifier=verifier, resume=resume)
+    display = Display(total_steps=config.steps)
+    processes = None
+    try:
+        with display, _stop_signals() as stop_requested:
+            display.message("starting Ray, vLLM and the learner …")
+            cluster.connect(config.cluster.address)
+            processes = cluster.start(config, run.model, run.template, run.verifier, run.log_dir, learner=True)
+            Loop(run, processes, display, stop_requested).run()
+    except (ray.exceptions.RayError, ReasonerError) as e:
+        raise cluster.unwrap(e) from None
+    finally:
+        if processes is not None:
+            processes.stop()
+        if not config.cluster.address:
+            ray.shutdown()
+    return run.path
+
+
+class Loop:
+    """The state of a run in the driver. The driver holds no weights and no logits: actors do."""
+
+    def __init__(
+        self, run: Run, processes: cluster.Processes, display: Display, stop_requested: Callable[[], bool]
+    ) -> None:
+        config = run.config
+        self.run_, self.config, self.processes, self.display = run, config, processes, display
+        self.stop_requested = stop_requested
+        self.source: TaskSource = load_tasks(config.tasks.source, config.seed)
+        self.flops = FlopCounter.from_config(json.loads((run.model.path / "config.json").read_text()))
+        self.checkpoints = CheckpointStore(run.path, config.checkpoint.keep)
+        self.progress = self._restore()
+        self.retired = set(self.progress.retired)
+        self.journal = Journal(run.path)
+        resume_step = self.progress.step if run.resumed else None
+        self.metrics = MetricsWriter(run.path, resume_step=resume_step)
+        per_server = max(1, config.server.max_num_seqs // config.rollout.group_size)
+        replicas = len(config.server.addresses) or config.server.replicas
+        self.queue = RolloutQueue(
+            config.rollout.groups_per_step,
+            config.max_staleness,
+            max_concurrent=max(config.rollout.groups_per_step, 2 * replicas * per_server),
+            version=self.progress.policy_version,
+            trained=self.progress.policy_version * config.rollout.groups_per_step,
+        )
+        self.calls: dict[Any, int] = {}  # Ray reference of a running group → its index in the stream
+        self.filtered: list[Group] = []  # since the last step, when they are replaced
+        self.timeline = Timeline()
+        self.last_verify_seconds = 0.0
+        self.started = time.monotonic() - self.progress.seconds
+
+    # ------------------------------------------------------------------ the path, in order
+
+    def run(self) -> None:
+        self._sync(self.progress.policy_version)
+        if self.progress.step == 0:
+            self._record_initial_evaluation()
+        try:
+            while self.progress.step < self.config.steps and not self._out_of_time():
+                self.step()
+        except Interrupted:
+            self.save()
+            raise
+        except (ray.exceptions.RayError, ReasonerError):
+            log.exception("step %d failed", self.progress.step + 1)
+            self._save_if_possible()
+            raise
+        finally:
+            self.metrics.close()
+            self.journal.close()
+            write_report(self.run_.path)
+        if self.checkpoints.latest_step() != self.progress.step:
+            self.save()
+
+    def step(self) -> None:
+        """One training step: collect a batch, update on it, and give the new weights to the servers."""
+        self.timeline.lap()
+        with self.timeline.measure("rollout"):
+            self._pump(until=lambda: self.queue.batch_ready)
+        groups, stale = self.queue.take_batch()
+        self._check_scored(groups)
+        kept, filtered = self._filter(groups)
+        trained_version = self.queue.version
+        update = None
+        if kept:
+            advantages = compute_advantages(
+                kept, self.config.learner.estimator, batch_normalise=self.config.learner.batch_normalise
+            )
+            batch = build_batch(
+                kept,
+                advantages,
+                aggregation=self.config.learner.aggregation,
+                constant_tokens=self.config.rollout.max_tokens,
+                mask_truncated=self.config.learner.mask_truncated,
+            )
+            with self.timeline.measure("learn"):
+                update = self._wait(self.processes.learner.update.remote(batch, self._lr_scale()))
+        with self.timeline.measure("sync"):
+            sync = self._sync(trained_version + 1)
+        self.progress.step += 1
+        self.progress.policy_version = self.queue.version
+        self._record(groups, filtered, stale, kept, update, sync, trained_version)
+
+    # ------------------------------------------------------------------ sampling
+
+    def _pump(self, until: Callable[[], bool]) -> None:
+        """Keeps sampling going and takes in what finishes, until the condition holds."""
+        deadline = time.monotonic() + STALL_S
+        while not until():
+            self._admit()
+            arrived = self._arrivals(timeout_s=1.0)
+            if arrived:
+                deadline = time.monotonic() + STALL_S
+            self._check_stop()
+            if time.monotonic() > deadline:
+                raise ReasonerError(
+                    f"no group finished for {STALL_S:.0f} s ({len(self.calls)} running); logs: {self.run_.log_dir}"
+                )
+
+    def _admit(self) -> None:
+        for _ in range(self.queue.admissible):
+            index = self._next_index()
+            task = self.source.train(index)
+            worker = self.processes.workers[index % len(self.processes.workers)]
+            call = worker.run.remote([task], self.config.rollout.group_size, self._sampling(), index)
+            self.calls[call] = index
+            self.queue.start(call)
+
+    def _next_index(self) -> int:
+        if self.progress.outstanding:
+            return self.progress.outstanding.pop(0)
+        while True:
+            self.progress.next_index += 1
+            index = self.progress.next_index - 1
+            if not self.retired or self.source.train(index).id not in self.retired:
+                return index
+
+    def _arrivals(self, timeout_s: float, beside: Sequence[Any] = ()) -> bool:
+        """Takes in finished groups: durable in the journal first, then in the queue."""
+        waiting = [*self.calls, *beside]
+        if not waiting:
+            return False
+        done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
+        if done:
+            done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        finished = [call for call in done if call in self.calls]
+        results: list[GroupResult] = [ray.get(call)[0] for call in finished]
+        if results:
+            self.journal.append_groups(None, [r.group for r in results], self._sampling().__dict__)
+        for call, result in zip(finished, results, strict=True):
+            del self.calls[call]
+            self._take_in(call, result)
+        return bool(done)
+
+    def _take_in(self, call: Any, result: GroupResult) -> None:
+        group = result.group
+        self.last_verify_seconds = result.verify_seconds
+        self._retire(group)
+        replace = self.config.learner.zero_variance == "top_up" and bool(filter_groups([group])[1])
+        self.queue.finish(call, group, keep=not replace)
+        if replace:
+            self.filtered.append(group)
+
+    def _retire(self, group: Group) -> None:
+        passed = [r.verdict.is_correct for r in group.rollouts if r.verdict and r.verdict.status not in UNSCORED]
+        rate = self.config.learner.retire_pass_rate
+        if rate < 1 and self.source.finite and passed and np.mean(passed) >= rate:
+            self.retired.add(group.task.id)
+
+    def _filter(self, groups: list[Group]) -> tuple[list[Group], list[Group]]:
+        if self.config.learner.zero_variance == "keep":
+            return [g for g in groups if sum(r.reward is not None for r in g.rollouts) > 1], []
+        return filter_groups(groups)
+
+    def _wait(self, call: Any) -> Any:
+        """Waits for the learner while rollouts go on arriving (and, when staleness allows, being started)."""
+        while True:
+            self._admit()
+            done, _ = ray.wait([call], timeout=0)
+            if done:
+                return ray.get(call)
+            self._arrivals(timeout_s=1.0, beside=[call])
+
+    def _sync(self, version: int) -> Any:
+        report = ray.get(self.processes.learner.sync.remote(version))
+        self.queue.version = version
+        return report
+
+    # ------------------------------------------------------------------ what is written down
+
+    def evaluate(self) -> dict[str, Any]:
+        """pass@1 and what goes with it on the held-out and the out-of-distribution split."""
+        config, result = self.config.eval, {}
+        for split in SPLITS:
+            tasks = self.source.split(split, config.problems)
+            if not tasks:
+                continue
+            self.display.message(f"evaluating {split}: {len(tasks)} problems × {config.samples}")
+            groups = evaluate_split(
+                self.processes.workers, tasks, config.samples, self._sampling(), on_wait=self._check_stop
+            )
+            self._check_scored(groups)
+            result[split] = summarise(groups)
+        return result
+
+    def _record_initial_evaluation(self) -> None:
+        evaluation = self.evaluate()
+        line = step_metrics(step=0, policy_version=0, seconds=self.timeline.lap(), evaluation=evaluation)
+        self.display.update(self.metrics.write(line), sample=None)
+
+    def _record(
+        self,
+        groups: list[Group],
+        filtered: list[Group],
+        stale: list[Group],
+        kept: list[Group],
+        update: Any,
+        sync: Any,
+        version: int,
+    ) -> None:
+        step, final = self.progress.step, self.progress.step == self.config.steps
+        every = self.config.eval.every
+        if update is not None:
+            self._journal_uses(step, kept, update)
+        seconds = self.timeline.lap()
+        tail = min(self.last_verify_seconds, seconds["rollout"])
+        seconds["verify"] += tail
+        seconds["rollout"] -= tail
+        evaluation = self.evaluate() if final or (every and step % every == 0) else None
+        self.timeline.lap()
+        everything = [*groups, *stale, *self.filtered]
+        self.filtered = []
+        lengths = [len(r.token_ids) for g in everything for r in g.rollouts]
+        trained = [len(r.token_ids) for g in kept for r in g.rollouts]
+        sampled = sum(r.num_action_tokens for g in everything for r in g.rollouts)
+        learner = dict(update.metrics) if update else {}
+        line = step_metrics(
+            step=step,
+            policy_version=version,
+            seconds=seconds,
+            groups=everything,
+            evaluation=evaluation,
+            **learner,
+            filtered_groups=len(filtered) + len(everything) - len(groups) - len(stale),
+            dropped_stale=len(stale),
+            learner_tokens_per_s=sum(trained) / seconds["learn"] if trained and seconds["learn"] else None,
+            sampler_tokens_per_s=sampled / seconds["rollout"] if seconds["rollout"] else None,
+            train_flops=self.flops.train(trained),
+            sample_flops=self.flops.forward(lengths),
+            sync_seconds=sync.seconds,
+            sync_bytes=sync.bytes,
+            probe_max_abs_diff=sync.probe_max_abs_diff,
+            elapsed_s=time.monotonic() - self.started,
+        )
+        self.display.update(self.metrics.write(line), sample=_sample(everything))
+        if self.config.checkpoint.every and step % self.config.checkpoint.every == 0 and not final:
+            self.save()
+
+    def _journal_uses(self, step: int, kept: list[Group], update: Any) -> None:
+        self.journal.mark_used(step, kept, update.advantages, update.learner_logprobs)
+        self.journal.compact(step)
+
+    def save(self) -> None:
+        """A complete checkpoint: weights, optimizer, position of data and queue."""
+        self.progress.seconds = time.monotonic() - self.started
+        self.progress.retired = sorted(self.retired)
+        waiting = [*self.calls.values(), *(g.index for g in self.queue.queued)]
+        state = {**self.progress.__dict__, "outstanding": sorted([*waiting, *self.progress.outstanding])}
+        self.checkpoints.save(
+            self.progress.step, lambda path: ray.get(self.processes.learner.save.remote(path)), state
+        )
+
+    def _save_if_possible(self) -> None:
+        try:
+            self.save()
+        except (ray.exceptions.RayError, ReasonerError) as e:
+            log.error("could not save step %d: %s; the last checkpoint stands", self.progress.step, e)
+
+    def _restore(self) -> Progress:
+        if not self.run_.resumed:
+            return Progress()
+        path = self.checkpoints.latest()
+        ray.get(self.processes.learner.load_trainer.remote(path))
+        return Progress(**self.checkpoints.load_state(path))
+
+    # ------------------------------------------------------------------ small print
+
+    def _sampling(self) -> SamplingParams:
+        rollout = self.config.rollout
+        return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.stop)
+
+    def _lr_scale(self) -> float:
+        """Linear warm-up, then constant or linear decay to 0 at the last step."""
+        learner, step = self.config.learner, self.progress.step
+        warm = min(1.0, (step + 1) / max(1, learner.warmup_steps))
+        return warm * (1 - step / self.config.steps if learner.decay == "linear" else 1.0)
+
+    def _check_stop(self) -> None:
+        if self.stop_requested():
+            raise Interrupted(str(self.run_.path))
+
+    def _out_of_time(self) -> bool:
+        limit = self.config.time_limit_s
+        return bool(limit) and time.monotonic() - self.started > limit
+
+    def _check_scored(self, groups: Sequence[Group]) -> None:
+        """A verifier that fails on everything is broken: stop, saved, rather than train on nothing."""
+        verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
+        if verdicts and all(v.status in ("error", "bad_reference") for v in verdicts):
+            raise ReasonerError(
+                f"the verifier scored none of {len(verdicts)} rollouts: {verdicts[0].status}: {verdicts[0].detail}"
+            )
+
+
+def _sample(groups: Sequence[Group]) -> Rollout | None:
+    """One chain of thought to show: the longest one that is right, else the longest."""
+    rollouts = [r for g in groups for r in g.rollouts]
+    right = [r for r in rollouts if r.verdict and r.verdict.is_correct]
+    return max(right or rollouts, key=lambda r: r.num_action_tokens, default=None)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM asks the loop to stop and save; a second Ctrl-C stops at once."""
+    asked = []
+
+    def ask(signum: int, frame: Any) -> None:
+        if asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(signum)
+        log.warning("stopping: the run is being saved (Ctrl-C again stops at once)")
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

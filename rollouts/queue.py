@@ -1,0 +1,60 @@
+"""Which groups may be sampled when, and which a step trains on: bounded staleness without dropped work.
+
+Staleness of a rollout is the learner's version minus the version of its oldest action token. A new group is
+admitted while
+
+    running < max_concurrent  and  trained + queued + running < (max_staleness + version + 1) · groups_per_step
+
+so at max_staleness 0 nothing runs ahead of the policy. The learner waits for a straggler rather than letting
+it grow too old: dropping what took longest would teach brevity.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from reasoner.types import Group
+
+
+@dataclass
+class RolloutQueue:
+    groups_per_step: int
+    max_staleness: int
+    max_concurrent: int
+    version: int = 0
+    trained: int = 0  # groups that left the queue, and filtered ones that are not replaced
+    running: dict[Hashable, int] = field(default_factory=dict)  # what is being sampled → version at admission
+    queued: deque[Group] = field(default_factory=deque)
+
+    @property
+    def admissible(self) -> int:
+        """How many groups may be started now."""
+        ahead = (self.max_staleness + self.version + 1) * self.groups_per_step
+        room = ahead - self.trained - len(self.queued) - len(self.running)
+        return max(0, min(room, self.max_concurrent - len(self.running)))
+
+    def start(self, key: Hashable) -> None:
+        self.running[key] = self.version
+
+    def finish(self, key: Hashable, group: Group, *, keep: bool = True) -> None:
+        """A group arrived. `keep=False` (filtered, to be replaced): it leaves the count."""
+        del self.running[key]
+        if keep:
+            self.queued.append(group)
+
+    @property
+    def batch_ready(self) -> bool:
+        """A full batch is queued, and nothing still running would be too old after the next update."""
+        if len(self.queued) < self.groups_per_step:
+            return False
+        oldest = min(self.running.values(), default=self.version + 1)
+        return oldest >= self.version + 1 - self.max_staleness
+
+    def take_batch(self) -> tuple[list[Group], list[Group]]:
+        """(groups to train on, groups dropped because they are too old: only after a resume or a failure)."""
+        taken = [self.queued.popleft() for _ in range(self.groups_per_step)]
+        self.trained += len(taken)
+        fresh = [g for g in taken if self.version - g.oldest_version <= self.max_staleness]
+        return fresh, [g for g in taken if self.version - g.oldest_version > self.max_staleness]

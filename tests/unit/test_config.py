@@ -1,0 +1,73 @@
+import pytest
+
+from reasoner.config import Config, config_keys, config_toml, load_config, parse_overrides
+from reasoner.errors import UsageError
+
+
+def config(*flags):
+    return load_config(None, parse_overrides(flags))
+
+
+def test_fewer_than_sixty_keys_and_each_has_help():
+    keys = list(config_keys())
+    assert len(keys) < 60
+    assert all(description for _, _, description in keys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lerner.lr", "1"], "did you mean 'learner.lr'"),
+        (["--lr", "1"], "did you mean 'learner.lr'"),
+        (["--rollout.group_size", "1"], "use at least 2"),
+        (["--rollout.top_p", "0.9"], "leave it at 1"),
+        (["--server.context_tokens", "100", "--rollout.max_tokens", "100"], "no room for a prompt"),
+        (["--name", "../escape"], "must stay inside runs/"),
+        (["--name", "a/b"], "must stay inside runs/"),
+        (["--learner.lr", "fast"], "learner.lr"),
+        (["--learner.lr"], "needs a value"),
+        (["steps", "3"], "written --key.sub value"),
+        (["--learner.loss", "ppo"], "learner.loss"),
+        (["--learner.minibatches", "64"], "minibatches"),
+        (["--cluster.colocate", "true", "--max_staleness", "2"], "max_staleness = 0"),
+    ],
+)
+def test_bad_input_is_one_clear_usage_error(flags, message):
+    with pytest.raises(UsageError, match=message):
+        config(*flags)
+
+
+def test_group_of_one_is_fine_for_a_batch_baseline():
+    assert config("--rollout.group_size", "1", "--learner.estimator", "reinforce_pp").rollout.group_size == 1
+
+
+def test_flags_lie_over_toml(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('steps = 7\n[learner]\nlr = 3e-4\n[server]\naddresses = ["http://a:1"]\n')
+    loaded = load_config(path, parse_overrides(["--learner.lr=1e-5", "--server.addresses", "http://a:1,http://b:2"]))
+    assert (loaded.steps, loaded.learner.lr) == (7, 1e-5)
+    assert loaded.server.addresses == ("http://a:1", "http://b:2")
+
+
+@pytest.mark.parametrize("text", ["steps = ", "[unknown]\nx = 1", "stepps = 3"])
+def test_bad_toml(tmp_path, text):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError):
+        load_config(path)
+
+
+def test_missing_file():
+    with pytest.raises(UsageError, match="no such config file"):
+        load_config("nowhere.toml")
+
+
+def test_resolved_config_round_trips(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(config_toml(config("--seed", "5", "--rollout.stop", "a,b"), {"python": "3.11"}))
+    assert load_config(path) == config("--seed", "5", "--rollout.stop", "a,b")
+
+
+def test_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        Config().steps = 3

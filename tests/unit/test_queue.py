@@ -1,0 +1,69 @@
+import numpy as np
+
+from reasoner.types import Group, Rollout, Task
+from rollouts.queue import RolloutQueue
+
+TASK = Task("t", "1+1", "2")
+
+
+def group(version, index=0):
+    one = Rollout(
+        TASK, np.array([5, 6]), np.array([False, True]), np.zeros(2), np.array([-1, version]), "2", True, False
+    )
+    return Group(TASK, (one,), index)
+
+
+def test_on_policy_admits_one_step_and_nothing_ahead():
+    queue = RolloutQueue(groups_per_step=4, max_staleness=0, max_concurrent=100)
+    assert queue.admissible == 4
+    for key in range(4):
+        queue.start(key)
+    assert queue.admissible == 0
+    for key in range(4):
+        queue.finish(key, group(0))
+    assert queue.admissible == 0 and queue.batch_ready
+    fresh, stale = queue.take_batch()
+    assert (len(fresh), stale) == (4, [])
+    assert queue.admissible == 0, "nothing runs on weights that are about to change"
+    queue.version = 1
+    assert queue.admissible == 4
+
+
+def test_staleness_two_runs_ahead_by_two_versions():
+    queue = RolloutQueue(groups_per_step=4, max_staleness=2, max_concurrent=100)
+    assert queue.admissible == 12
+    queue.max_concurrent = 5
+    assert queue.admissible == 5
+
+
+def test_replaced_groups_leave_the_count():
+    queue = RolloutQueue(groups_per_step=2, max_staleness=0, max_concurrent=10)
+    queue.start("a")
+    queue.start("b")
+    queue.finish("a", group(0), keep=False)
+    assert queue.admissible == 1 and not queue.batch_ready
+
+
+def test_waits_for_a_straggler_that_would_become_too_old():
+    queue = RolloutQueue(groups_per_step=1, max_staleness=1, max_concurrent=10)
+    queue.start("slow")
+    queue.start("fast")
+    queue.finish("fast", group(0))
+    assert queue.batch_ready, "after this update the straggler is one version old: still allowed"
+    queue.take_batch()
+    queue.version = 1
+    queue.start("next")
+    queue.finish("next", group(1))
+    assert not queue.batch_ready, "another update would make it two versions old"
+    queue.finish("slow", group(0))
+    assert queue.batch_ready
+
+
+def test_too_old_groups_are_reported_not_trained_on():
+    queue = RolloutQueue(groups_per_step=2, max_staleness=1, max_concurrent=10, version=5, trained=10)
+    for key, version in (("old", 3), ("ok", 4)):
+        queue.start(key)
+        queue.finish(key, group(version))
+    fresh, stale = queue.take_batch()
+    assert [g.oldest_version for g in fresh] == [4]
+    assert [g.oldest_version for g in stale] == [3]
