@@ -126,7 +126,7 @@ def _continues_left(before: str, side: str) -> bool:
 
 def _continues_right(after: str, side: str) -> bool:
     """Whether the last side goes on as something larger, such as `=2x` or `=3^2` or `=5%`."""
-    return bool(after) and (after in "^!%_\\{" or (after.isalpha() and side[-1:] not in (" ", "\t")))
+    return bool(after) and (after in "^!%_\\{" or (after.isalpha() and side[-1:].isdigit()))
 
 
 def _balanced(side: str, first: bool = False, last: bool = False) -> str:
@@ -134,11 +134,11 @@ def _balanced(side: str, first: bool = False, last: bool = False) -> str:
     if len(side) > _MAX_CHARACTERS:
         return ""
     if last:
-        side = side.rstrip(" \t")
+        side = side.rstrip(" \t(")
         while side.count(")") > side.count("(") and side.endswith(")"):
             side = side[:-1].rstrip(" \t")
     if first:
-        side = side.lstrip(" \t")
+        side = side.lstrip(" \t)")
         while side.count("(") > side.count(")") and side.startswith("("):
             side = side[1:].lstrip(" \t")
     return side

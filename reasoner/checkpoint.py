@@ -1,0 +1,221 @@
+"""Checkpoints that are complete or invisible.
+
+A checkpoint is written to a hidden temporary directory, forced to disk and renamed to `step_NNNNNN`; the
+link `latest` is replaced after that. Whatever dies in between leaves the previous checkpoint as `latest`.
+`trainer/manifest.json` lists every file with its size and sha256, so a checkpoint that was cut short later
+(a copy, a broken disk) is recognised and passed over. The hashes of all checkpoints ever written, also of
+those retention has removed, stay in `hashes.jsonl`.
+
+One process writes to a run directory at a time; any number may read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from reasoner.durable import disk_errors, fsync_directory, fsync_file, write_atomically
+from reasoner.errors import ReasonerError, UsageError
+
+_NAME = re.compile(r"step_(\d{6,})\Z")
+_TEMPORARY = ".incomplete_"
+_STATE = Path("trainer/state.json")
+_MANIFEST = Path("trainer/manifest.json")
+
+
+class CheckpointStore:
+    """The checkpoints of one run, under `run_dir/checkpoints/`.
+
+    Retention keeps the newest `keep` (at least 1) and the one marked best.
+    """
+
+    def __init__(self, run_dir: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise UsageError(f"at least one checkpoint must be kept, not {keep}")
+        self.directory = Path(run_dir) / "checkpoints"
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of `step` is or would be."""
+        return self.directory / f"step_{step:06d}"
+
+    def save(
+        self, step: int, write: Callable[[Path], None], state: Mapping[str, Any], *, best: bool = False
+    ) -> Path:
+        """Writes the checkpoint of `step` and returns its path once it is complete, durable and `latest`.
+
+        `write(directory)` puts the Hugging Face files into `directory` and the optimizer and the rest into
+        `directory/trainer/` (which exists); `state` (JSON types) becomes `trainer/state.json`. An exception
+        of `write` flies after the temporary directory is removed; a full disk is a `ReasonerError`.
+        """
+        text = json.dumps({"step": step, **state}, indent=1, allow_nan=False).encode()
+        temporary = self.directory / f"{_TEMPORARY}step_{step:06d}.{os.getpid()}"
+        with disk_errors(self.path(step)):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+            self._log_missing_hashes()
+            try:
+                (temporary / "trainer").mkdir(parents=True)
+                write(temporary)
+                (temporary / _STATE).write_bytes(text)
+                _seal(temporary, step)
+                self._publish(temporary, step)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)  # gone already unless something failed
+            self._log_missing_hashes()
+            if best:
+                self.mark_best(step)
+            self._retire()
+        return self.path(step)
+
+    def mark_best(self, step: int) -> None:
+        """Points `best` to the checkpoint of `step`, which retention then keeps."""
+        self._link("best", self.path(step))
+
+    def best(self) -> Path | None:
+        """The checkpoint marked best, if it is complete."""
+        return _complete_target(self.directory / "best")
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, None when there is none. Truncated ones are passed over."""
+        return next(iter(sorted(self.complete(), key=_step_of, reverse=True)), None)
+
+    def complete(self) -> list[Path]:
+        """All complete checkpoints, oldest first."""
+        found = (p for p in self.directory.glob("step_*") if _NAME.match(p.name) and is_complete(p))
+        return sorted(found, key=_step_of)
+
+    def discard_after(self, step: int) -> None:
+        """Removes checkpoints newer than `step`, for a run that goes back to an earlier one on request."""
+        with disk_errors(self.directory):
+            kept = self.complete()
+            for path in [p for p in kept if _step_of(p) > step]:
+                self._remove(path)
+            if remaining := self.latest():
+                self._link("latest", remaining)
+
+    def _publish(self, temporary: Path, step: int) -> None:
+        final = self.path(step)
+        if final.exists():
+            self._remove(final)
+        os.rename(temporary, final)
+        fsync_directory(self.directory)
+        self._link("latest", final)
+
+    def _link(self, name: str, target: Path) -> None:
+        temporary = self.directory / f"{_TEMPORARY}{name}.{os.getpid()}"
+        with disk_errors(self.directory / name):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target.name)
+            os.replace(temporary, self.directory / name)
+            fsync_directory(self.directory)
+
+    def _remove(self, path: Path) -> None:
+        """Invisible first, so that a death in the middle leaves no half checkpoint under a real name."""
+        doomed = self.directory / f"{_TEMPORARY}removed_{path.name}.{os.getpid()}"
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+    def _retire(self) -> None:
+        best = self.best()
+        for path in self.complete()[: -self.keep]:
+            if best is None or path.name != best.name:
+                self._remove(path)
+
+    def _sweep(self) -> None:
+        """Removes what an earlier, killed writer left behind."""
+        for path in self.directory.glob(f"{_TEMPORARY}*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _log_missing_hashes(self) -> None:
+        """Brings `hashes.jsonl` up to date from the manifests: a death between rename and append heals."""
+        log = self.directory / "hashes.jsonl"
+        known = log.read_bytes() if log.exists() else b""
+        if known and not known.endswith(
+            b"\n"
+        ):  # a torn last line; its checkpoint's manifest is appended again
+            known = known[: known.rfind(b"\n") + 1]
+        lines = set(known.splitlines())
+        missing = [line for p in self.complete() if (line := _manifest_line(p)) not in lines]
+        if missing:
+            write_atomically(log, known + b"".join(line + b"\n" for line in missing))
+
+
+def is_complete(path: Path) -> bool:
+    """Whether every file the manifest lists is there with its size."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_bytes())
+        return all((path / name).stat().st_size == file["bytes"] for name, file in manifest["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def verify(path: Path) -> None:
+    """Compares the sha256 of every file of a checkpoint; `ReasonerError` names the first that differs."""
+    manifest = json.loads(_read(path / _MANIFEST))
+    for name, expected in manifest["files"].items():
+        found = _sha256(path / name) if (path / name).is_file() else "no such file"
+        if found != expected["sha256"]:
+            raise ReasonerError(
+                f"checkpoint {path} is damaged: {name} has sha256 {found}, expected {expected}"
+            )
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The `state` a checkpoint was saved with (and its `step`); `ReasonerError` when it cannot be read."""
+    text = _read(Path(path) / _STATE)
+    try:
+        state = json.loads(text)
+    except ValueError as error:
+        raise ReasonerError(f"{Path(path) / _STATE} is not JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise ReasonerError(f"{Path(path) / _STATE} does not hold an object")
+    return state
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ReasonerError(f"cannot read {path}: {error.strerror}: is it a checkpoint of a run?") from error
+
+
+def _seal(directory: Path, step: int) -> None:
+    """Writes the manifest and forces everything below `directory` to disk."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    listed = {str(p.relative_to(directory)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    (directory / _MANIFEST).write_text(json.dumps({"step": step, "files": listed}, indent=1))
+    for path in directory.rglob("*"):
+        fsync_file(path) if path.is_file() else fsync_directory(path)
+    fsync_directory(directory)
+
+
+def _manifest_line(path: Path) -> bytes:
+    return json.dumps(json.loads((path / _MANIFEST).read_bytes()), sort_keys=True).encode()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _complete_target(link: Path) -> Path | None:
+    if not link.is_symlink():
+        return None
+    target = link.parent / os.readlink(link)
+    return target if is_complete(target) else None
+
+
+def _step_of(path: Path) -> int:
+    match = _NAME.match(path.name)
+    assert match, path
+    return int(match.group(1))
