@@ -1,0 +1,329 @@
+"""A pool of killable verifier processes.
+
+Each worker is a fresh interpreter that imports the verifier and nothing of its parent, so the pool works in
+a driver with threads, in an event loop and inside a Ray worker alike. An item that runs past its deadline is
+killed by a kernel timer armed in the worker when the item began (waiting in the queue does not count); a
+second deadline here catches a worker that disarmed the first. What one item breaks, the others do not see:
+the worker is respawned and goes on with the next item. Workers die with the process that owns the pool, also
+when that one is killed with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import queue
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from reasoner.errors import ReasonerError, UsageError
+from reasoner.types import Task, Verdict
+from verifiers.base import Verifier, load_verifier
+
+START_TIMEOUT_S = 120.0  # a plug-in may import a lot, on a loaded machine
+GRACE_S = 0.5  # after the worker's own deadline
+BUSY_SHARE = 0.5  # of the deadline spent on the CPU: the answer, not the machine, was slow
+
+_BOOT = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
+    "from verifiers.worker import main; main(int(sys.argv[1]))"
+)
+
+
+@dataclass(frozen=True)
+class _Job:
+    kind: str  # "verify" | "explain" | "answer_keys"
+    completions: list[str]
+    task: Task | list[Task]  # one for all, or one each
+    future: Future[list[Any]]
+
+
+class WorkerStartError(ReasonerError):
+    """A verifier process did not come up; the message says why."""
+
+
+class _Process:
+    """One worker process and its socket. Used by one thread only."""
+
+    def __init__(self, payload: tuple[str, Any], timeout_s: float, memory_mib: int | None) -> None:
+        ours, theirs = socket.socketpair()
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        path = json.dumps([p or os.getcwd() for p in sys.path])
+        self.popen = subprocess.Popen(
+            [sys.executable, "-c", _BOOT, str(theirs.fileno()), path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+            env=env,
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+        self.pidfd = os.pidfd_open(self.popen.pid) if hasattr(os, "pidfd_open") else None
+        self.cpu_s = 0.0  # of the process, when it last answered
+        hello = {"verifier": payload, "timeout_s": timeout_s, "memory_mib": memory_mib}
+        self._starting = True
+        self.connection.send_bytes(pickle.dumps(hello))
+
+    def wait_ready(self) -> None:
+        """Raises `WorkerStartError` unless the worker says that it loaded the verifier."""
+        if not self._starting:
+            return
+        answer = self.receive(START_TIMEOUT_S)
+        if answer is None or answer[0] != "ready":
+            reason = answer[2].detail if answer else f"no answer ({self.end()})"
+            self.kill()
+            raise WorkerStartError(f"the verifier process did not start: {reason}")
+        self._starting = False
+
+    def receive(self, timeout_s: float) -> tuple[str, int, Verdict] | None:
+        """The next message, or None when the process died or `timeout_s` passed."""
+        if not self._readable(timeout_s):
+            return None
+        try:
+            message = self.connection.recv_bytes()
+        except (EOFError, OSError):
+            return None
+        kind, index, self.cpu_s, status, reward, extracted, detail, seconds = json.loads(message)
+        return kind, index, Verdict(status, reward, extracted, detail, seconds)
+
+    def _readable(self, timeout_s: float) -> bool:
+        poller = select.poll()
+        poller.register(self.connection.fileno(), select.POLLIN)
+        if self.pidfd is not None:  # a forked child may hold the socket open after the worker died
+            poller.register(self.pidfd, select.POLLIN)
+        ready = [fd for fd, _ in poller.poll(timeout_s * 1000)]
+        return self.connection.fileno() in ready or (bool(ready) and self.connection.poll(0))
+
+    def end(self) -> tuple[int | None, float]:
+        """Exit code (None: was still running) and CPU seconds since the last answer; leaves it dead."""
+        try:
+            pid, status, usage = os.wait4(self.popen.pid, os.WNOHANG)
+            if pid == 0:
+                time.sleep(0.01)  # the socket closes a moment before the process is gone
+                pid, status, usage = os.wait4(self.popen.pid, os.WNOHANG)
+            running = pid == 0
+            if running:
+                os.killpg(self.popen.pid, signal.SIGKILL)
+                _, status, usage = os.wait4(self.popen.pid, 0)
+        except (ChildProcessError, ProcessLookupError):
+            return self.popen.poll(), 0.0
+        self.popen.returncode = os.waitstatus_to_exitcode(status)
+        cpu_s = max(0.0, usage.ru_utime + usage.ru_stime - self.cpu_s)
+        return (None if running else self.popen.returncode), cpu_s
+
+    def kill(self) -> None:
+        """End the process and everything in its process group."""
+        try:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass  # already gone
+        self.popen.wait()
+        self.connection.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+
+class VerifierPool:
+    """Verifies groups in `workers` processes; thread-safe.
+
+    `timeout_s` and `memory_mib` default to what the verifier declares. Raises `UsageError` when the verifier
+    cannot be loaded, before anything is verified. Use as a context manager or call `close()`.
+    """
+
+    def __init__(
+        self,
+        verifier: str | Callable[..., Any] | Verifier = "math",
+        workers: int = 1,
+        timeout_s: float | None = None,
+        memory_mib: int | None = None,
+    ) -> None:
+        if workers < 1:
+            raise UsageError(f"a verifier pool needs at least 1 worker, got {workers}")
+        if timeout_s is not None and not 0 < timeout_s < 1e6:
+            raise UsageError(
+                f"the verifier's deadline must be a positive number of seconds, got {timeout_s!r}"
+            )
+        self.verifier = load_verifier(verifier)
+        self.timeout_s = float(timeout_s if timeout_s is not None else self.verifier.timeout_s)
+        self._memory_mib = memory_mib
+        self._payload = _encode(verifier)
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lock = threading.Lock()
+        starts: list[Future[None]] = [Future() for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(start,), name=f"verifier-{i}", daemon=True)
+            for i, start in enumerate(starts)
+        ]
+        for thread in self._threads:
+            thread.start()
+        try:
+            for start in starts:
+                start.result()
+        except WorkerStartError as error:
+            self.close()
+            raise UsageError(str(error)) from error
+
+    def verify_group(self, completions: Sequence[str], task: Task) -> list[Verdict]:
+        """Verdicts on the completions of one task, in order; blocks."""
+        return self.submit_group(completions, task).result()
+
+    def submit_group(self, completions: Sequence[str], task: Task) -> Future[list[Verdict]]:
+        """Like `verify_group`, at once: a future of the verdicts."""
+        return self._submit("verify", completions, task)
+
+    def submit_pairs(self, pairs: Sequence[tuple[str, Task]], explain: bool = False) -> Future[list[Verdict]]:
+        """Verdicts on unrelated (completion, task) pairs, verified one by one by one worker, in order. With
+        `explain`, each detail goes on, after an empty line, with how the verdict came about."""
+        kind = "explain" if explain else "verify"
+        return self._submit(kind, [completion for completion, _ in pairs], [task for _, task in pairs])
+
+    def answer_keys(self, completions: Sequence[str], task: Task) -> list[str | None]:
+        """For majority votes: the class of each completion's answer, None where there is none."""
+        return self._submit("answer_keys", completions, task).result()
+
+    def close(self) -> None:
+        """Finish what was submitted, then end every worker. Idempotent."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for _ in self._threads:
+                    self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _submit(self, kind: str, completions: Sequence[str], task: Task | list[Task]) -> Future[list[Any]]:
+        future: Future[list[Any]] = Future()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the verifier pool is closed")
+            self._jobs.put(_Job(kind, list(completions), task, future))
+        return future
+
+    def _spawn(self) -> _Process:
+        return _Process(self._payload, self.timeout_s, self._memory_mib)
+
+    def _serve(self, start: Future[None]) -> None:
+        """One thread a worker. It also starts the process: workers die with the thread that started them."""
+        process: _Process | None = None
+        try:
+            process = self._spawn()
+            process.wait_ready()
+            start.set_result(None)
+        except BaseException as error:
+            start.set_exception(error)
+            if process is not None:
+                process.kill()
+            return
+        while (job := self._jobs.get()) is not None:
+            if not job.future.set_running_or_notify_cancel():
+                continue
+            try:
+                answers, process = self._run(job, process)
+                job.future.set_result(answers)
+            except BaseException as error:
+                job.future.set_exception(error)
+        process.kill()
+
+    def _run(self, job: _Job, process: _Process) -> tuple[list[Any], _Process]:
+        """All answers of a job, and the process that lived to the end of it."""
+        answers: list[Any] = []
+        whole = self.verifier.batched or getattr(self.verifier, "is_async", False)
+        while len(answers) < len(job.completions):
+            done = len(answers)
+            try:
+                process.wait_ready()
+                task = job.task if isinstance(job.task, Task) else job.task[done:]
+                process.connection.send_bytes(_message(job.kind, task, job.completions[done:]))
+            except WorkerStartError as error:
+                return answers + [_failed(job.kind, Verdict.error(str(error)))] * (
+                    len(job.completions) - done
+                ), self._spawn()
+            except OSError:  # it ended between two jobs
+                process = self._replace(process)
+                continue
+            blamed = self._collect(job, process, answers)
+            if len(answers) < len(job.completions):
+                if blamed is not None:
+                    spread = len(job.completions) - done if whole and isinstance(job.task, Task) else 1
+                    answers.extend([_failed(job.kind, blamed)] * spread)
+                process = self._replace(process)
+        return answers, process
+
+    def _collect(self, job: _Job, process: _Process, answers: list[Any]) -> Verdict | None:
+        """Append answers as they come. When the worker dies, the verdict on the item it was at; None when
+        it left in good order (recycled)."""
+        begun = time.perf_counter()
+        # an async group waits for its slowest member and then says itself who was late
+        grace_s = GRACE_S * (2 if getattr(self.verifier, "is_async", False) else 1)
+        while len(answers) < len(job.completions):
+            message = process.receive(self.timeout_s + grace_s)
+            if message is None:
+                return self._post_mortem(process, time.perf_counter() - begun)
+            kind, _, verdict = message
+            if kind == "recycled":
+                return None
+            answers.append(verdict.extracted if kind == "key" else verdict)
+            begun = time.perf_counter()
+        return None
+
+    def _post_mortem(self, process: _Process, seconds: float) -> Verdict:
+        code, cpu_s = process.end()
+        if code in (None, -signal.SIGALRM):
+            used = (
+                f"no verdict within {self.timeout_s:g} s ({cpu_s:.1f} s on the CPU): the process was killed"
+            )
+            if self.verifier.timeout_is_answer and cpu_s >= BUSY_SHARE * self.timeout_s:
+                return Verdict("timeout", 0.0, None, used, seconds)
+            return Verdict("error", None, None, used, seconds)
+        why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return Verdict("error", None, None, f"the verifier process died: {why}", seconds)
+
+    def _replace(self, process: _Process) -> _Process:
+        process.kill()
+        return self._spawn()
+
+
+def _failed(kind: str, verdict: Verdict) -> Verdict | None:
+    return None if kind == "answer_keys" else verdict
+
+
+def _message(kind: str, task: Any, completions: list[str]) -> bytes:
+    try:
+        return pickle.dumps((kind, task, completions))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        import cloudpickle
+
+        return cloudpickle.dumps((kind, task, completions))
+
+
+def _encode(verifier: str | Callable[..., Any] | Verifier) -> tuple[str, Any]:
+    """How the worker gets the verifier: by its spec, or by value."""
+    if isinstance(verifier, str):
+        return "spec", verifier
+    import cloudpickle
+
+    try:
+        return "pickle", cloudpickle.dumps(verifier)
+    except Exception as error:  # anything can be in a closure
+        name = getattr(verifier, "__qualname__", type(verifier).__name__)
+        raise UsageError(f"verifier {name!r} cannot be sent to another process: {error}") from error

@@ -1,0 +1,210 @@
+"""The inside of one verifier process: reads groups from a socket, answers each item at once.
+
+It is started as a fresh interpreter (nothing of the parent is imported or inherited but one socket), leads a
+process group of its own, and dies with the thread that started it. The deadline of an item is a kernel
+timer armed when the item begins, with the default action: it kills this process even inside a C loop that
+never gives the interpreter back. This is a guard against accidents and run-away answers, not a sandbox: a
+plug-in is trusted code and could reach files and the network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import resource
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+from reasoner.types import Task, Verdict
+from verifiers.base import CallableVerifier, Verifier, describe_exception, load_verifier
+
+PR_SET_PDEATHSIG = 1
+MIB = 1 << 20
+RECYCLE_ITEMS = 50_000
+RECYCLE_GROWTH_MIB = 512
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the thread that started this process is gone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def status_mib(field: str) -> float:
+    """A size of this process from /proc/self/status (`VmSize`, `VmRSS`); 0 where there is no /proc."""
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def limit_memory(memory_mib: int) -> None:
+    """Let the address space grow by `memory_mib` from here on; past that, MemoryError."""
+    size_mib = status_mib("VmSize")
+    if size_mib:
+        limit = int((size_mib + memory_mib) * MIB)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def encode(kind: str, index: int, verdict: Verdict) -> bytes:
+    """One answer as JSON: kind, index in the group, CPU seconds of this process so far, the verdict."""
+    fields = (verdict.status, verdict.reward, verdict.extracted, verdict.detail, verdict.seconds)
+    return json.dumps([kind, index, time.process_time(), *fields]).encode()
+
+
+def kill_children() -> None:
+    """Kill what a plug-in forked and left behind."""
+    with contextlib.suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children") as children:
+                for pid in map(int, children.read().split()):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+class Worker:
+    """Answers groups with one verifier until the socket closes or it is time to be recycled."""
+
+    def __init__(self, connection: Connection, verifier: Verifier, timeout_s: float) -> None:
+        self.connection, self.verifier, self.timeout_s = connection, verifier, timeout_s
+        self.builtin = type(verifier).__module__.startswith("verifiers.") and not isinstance(
+            verifier, CallableVerifier
+        )
+        self.items = 0
+        self.start_mib = status_mib("VmRSS")
+
+    def serve(self) -> None:
+        while True:
+            try:
+                kind, task, completions = pickle.loads(self.connection.recv_bytes())
+            except EOFError:
+                return
+            if kind == "answer_keys":
+                self.answer_keys(completions, task)
+            elif self.whole_group():
+                self.group(completions, task)
+            else:
+                tasks = _tasks(task, completions)
+                decide = self.verifier.explain if kind == "explain" else self.verifier.verify
+                for index, (completion, own) in enumerate(zip(completions, tasks, strict=True)):
+                    self.one(index, decide, completion, own)
+            self.items += len(completions)
+            grown = self.items % 64 == 0 and status_mib("VmRSS") - self.start_mib > RECYCLE_GROWTH_MIB
+            if self.items >= RECYCLE_ITEMS or grown:
+                self.connection.send_bytes(encode("recycled", 0, Verdict("correct", 1.0)))
+                return
+
+    def whole_group(self) -> bool:
+        own = type(self.verifier).verify_group is not Verifier.verify_group
+        return own and (self.verifier.batched or getattr(self.verifier, "is_async", True))
+
+    def guarded(self, call: Any) -> Any:
+        """The result of `call()` under the deadline, or the error `Verdict`; never an exception."""
+        signal.setitimer(signal.ITIMER_REAL, self.timeout_s)
+        try:
+            return call()
+        except MemoryError:
+            if self.verifier.timeout_is_answer:
+                return Verdict.timeout("the answer needs more memory than the verifier may use")
+            return Verdict.error(f"the verifier ran out of its {self.verifier.memory_mib} MiB of memory")
+        except BaseException as error:  # SystemExit and the like: a plug-in is a boundary
+            return Verdict.error(describe_exception(error))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if not self.builtin:
+                kill_children()
+
+    def one(self, index: int, decide: Any, completion: str, task: Task) -> None:
+        begun = time.perf_counter()
+        verdict = self.guarded(lambda: decide(completion, task))
+        self.send("verdict", index, verdict, time.perf_counter() - begun)
+
+    def group(self, completions: list[str], task: Any) -> None:
+        """One call for all completions of one task (a list of tasks: one call each)."""
+        begun = time.perf_counter()
+        if isinstance(task, Task):
+            verdicts = self.guarded(lambda: self.verifier.verify_group(completions, task))
+            if isinstance(verdicts, Verdict):
+                verdicts = [verdicts] * len(completions)
+        else:
+            for index, (completion, own) in enumerate(zip(completions, task, strict=True)):
+                begun = time.perf_counter()
+                verdict = self.guarded(lambda c=completion, t=own: self.verifier.verify_group([c], t))
+                verdict = verdict if isinstance(verdict, Verdict) else verdict[0]
+                self.send("verdict", index, verdict, time.perf_counter() - begun)
+            return
+        if len(verdicts) != len(completions):
+            wrong = f"{len(verdicts)} verdicts for {len(completions)} completions"
+            verdicts = [Verdict.error(f"the verifier returned {wrong}")] * len(completions)
+        seconds = (time.perf_counter() - begun) / max(1, len(completions))
+        for index, verdict in enumerate(verdicts):
+            self.send("verdict", index, verdict, seconds)
+
+    def answer_keys(self, completions: list[str], task: Any) -> None:
+        tasks = _tasks(task, completions)
+        for index, (completion, own) in enumerate(zip(completions, tasks, strict=True)):
+            key = self.guarded(lambda c=completion, t=own: self.verifier.answer_key(c, t))
+            key = None if isinstance(key, Verdict) or key is None else str(key)
+            self.send("key", index, Verdict("correct", 1.0, key), 0.0)
+
+    def send(self, kind: str, index: int, verdict: Any, seconds: float) -> None:
+        if not isinstance(verdict, Verdict):
+            verdict = Verdict.error(f"the verifier returned {type(verdict).__name__}: expected a Verdict")
+        timed = Verdict(
+            verdict.status,
+            verdict.reward,
+            None if verdict.extracted is None else str(verdict.extracted),
+            str(verdict.detail),
+            round(verdict.seconds or seconds, 6),
+        )
+        self.connection.send_bytes(encode(kind, index, timed))
+
+
+def _tasks(task: Any, completions: list[str]) -> list[Task]:
+    return [task] * len(completions) if isinstance(task, Task) else task
+
+
+def main(fd: int) -> None:
+    """Entry point: the first message says what to load; the answer is `ready` or why not."""
+    die_with_parent()
+    os.dup2(2, 1)  # what a plug-in prints must not end up in the parent's output
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    connection = Connection(fd)
+    home = os.getpid()
+    os.register_at_fork(after_in_child=die_with_parent)
+    os.register_at_fork(after_in_child=lambda: os.close(fd))
+    hello = pickle.loads(connection.recv_bytes())
+    try:
+        verifier = load_verifier(_decode(hello["verifier"]))
+        if hasattr(verifier, "prepare"):
+            verifier.prepare()
+    except BaseException as error:  # foreign code at import
+        message = str(error) if type(error).__name__ == "UsageError" else describe_exception(error)
+        connection.send_bytes(encode("failed", 0, Verdict.error(message)))
+        return
+    limit_memory(hello["memory_mib"] or verifier.memory_mib)
+    connection.send_bytes(encode("ready", 0, Verdict("correct", 1.0)))
+    try:
+        Worker(connection, verifier, hello["timeout_s"]).serve()
+    finally:
+        if os.getpid() != home:
+            os._exit(1)  # a fork that a plug-in let run on
+
+
+def _decode(verifier: tuple[str, Any]) -> Any:
+    kind, payload = verifier
+    if kind == "spec":
+        return payload
+    import cloudpickle
+
+    return cloudpickle.loads(payload)
