@@ -1,8 +1,7 @@
 """`reasoner doctor`: what is wrong with the installation or the machine, and how to mend it.
 
 Heavy or breakable imports (torch, transformers, Ray, vLLM) are tried in a process of their own, so that one
-that crashes is a finding, not a crash. Nothing is changed and nothing leaves the machine. Not checked: whether
-a model fits into a GPU's memory, and whether the nodes of a cluster agree with each other.
+that crashes is a finding. Nothing is changed and nothing leaves the machine. Not checked: if a model fits into a GPU's memory, and if the nodes of a cluster agree with each other.
 """
 
 from __future__ import annotations
@@ -22,11 +21,13 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from reasoner.errors import ReasonerError, UsageError
 
-PACKAGES = {"envs": "TextEnv", "verifiers": "VerifierPool", "rollouts": ""}
+#: Our other top-level packages, and a word that only our `__init__.py` holds, where the name is taken on PyPI.
+PACKAGES = {"envs": "", "verifiers": "VerifierPool", "rollouts": ""}
 UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
 IMPORT_TIMEOUT_S = 180
 GIB = 2**30
@@ -40,12 +41,11 @@ for name in sys.argv[1:]:
     try:
         module = importlib.import_module(name)
         if name == "torch":
-            cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if (
-                torch := module).cuda.is_available() else []
-            found["detail"] = f"{module.__version__}, " + (", ".join(cuda) or "no GPU")
+            gpus = [module.cuda.get_device_name(i) for i in range(module.cuda.device_count())]
+            build = f"CUDA {module.version.cuda}" if module.version.cuda else "no CUDA"
+            found["detail"] = f"{module.__version__} ({build} in this build), " + (", ".join(gpus) or "no GPU")
         elif name == "transformers":
-            getattr(module, "AutoModelForCausalLM"), getattr(module, "AutoTokenizer")
-            from transformers import PreTrainedModel
+            module.AutoModelForCausalLM, module.AutoTokenizer, module.PreTrainedModel  # they load lazily
         elif name == "vllm":
             from vllm.platforms import current_platform
             from vllm.engine.arg_utils import AsyncEngineArgs
@@ -80,9 +80,9 @@ def doctor() -> int:
     table.add_column(overflow="fold")
     for check in checks:
         mark = "[green]ok[/]" if check.ok else "[red]FAILED[/]" if check.required else "[yellow]warning[/]"
-        table.add_row(mark, check.name, check.detail.replace("[", "\\["))
+        table.add_row(mark, check.name, escape(check.detail))
         if not check.ok and check.remedy:
-            table.add_row("", "", f"[bold]→ {check.remedy.replace('[', chr(92) + '[')}[/]")
+            table.add_row("", "", f"[bold]→ {escape(check.remedy)}[/]")
     console.print(table)
     failed = [check.name for check in checks if check.required and not check.ok]
     console.print(f"\n[red]{len(failed)} failed: {', '.join(failed)}[/]" if failed else "\nAll in order.")
@@ -95,7 +95,7 @@ def run_checks() -> list[Check]:
 
 
 def check_verifiers_package() -> None:
-    """Raise UsageError when another package answers to `verifiers`, `envs` or `rollouts`. Imports none of them."""
+    """Raise UsageError when another package answers to `verifiers`, `envs` or `rollouts`; imports none."""
     for check in _packages():
         if not check.ok:
             raise UsageError(f"{check.detail}; {check.remedy}")
@@ -116,9 +116,7 @@ def _packages() -> Iterator[Check]:
                 "or `pip uninstall verifiers` and reinstall reasoner"
             )
         elif not ours and found:
-            remedy = (
-                f"start from another directory, or remove that {name!r} from PYTHONPATH or the environment"
-            )
+            remedy = f"start from another directory, or remove that {name!r} from PYTHONPATH or site-packages"
         yield Check(
             f"package {name}",
             ours,

