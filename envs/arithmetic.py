@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 
+from envs.tasks import SingleTurnTasks
 from reasoner.errors import UsageError
 from reasoner.types import Task
 
@@ -172,7 +173,7 @@ def cells(levels: Sequence[int], families: Sequence[str]) -> dict[int, tuple[str
 
 
 @dataclass(frozen=True)
-class ArithmeticTasks:
+class ArithmeticTasks(SingleTurnTasks):
     """The arithmetic task source. `levels` and `families` restrict the training and held-out problems;
     the out-of-distribution split keeps the families and has 5 to 7 operations."""
 

@@ -1,0 +1,144 @@
+"""`TextEnv`: an episode over text as a `gymnasium.Env`, and the text space it needs.
+
+Observations are deltas: each one is appended to the tokens of the episode, nothing is ever rendered again
+(chat templates are not prefix-stable). The last turn returns reward 0.0 and what there is to grade in
+`info["completion"]`; grading happens in the verifier pool, a whole group at once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector.utils import create_shared_memory, read_from_shared_memory, write_to_shared_memory
+
+from reasoner.errors import UsageError
+from reasoner.types import Task
+
+_SAMPLE_CHARSET = "".join(chr(c) for c in range(32, 127)) + "\n"
+
+
+class TextSpace(spaces.Text):
+    """Every text of at most `max_length` characters: any Unicode, blanks and the empty string included.
+
+    Gymnasium's `Text` takes only the characters of its charset; here the charset is only what `sample` uses.
+    """
+
+    def __init__(self, max_length: int = 1 << 16, *, seed: int | np.random.Generator | None = None) -> None:
+        super().__init__(max_length, min_length=0, charset=_SAMPLE_CHARSET, seed=seed)
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str) and len(x) <= self.max_length
+
+    def sample(self, mask: None = None, probability: None = None) -> str:
+        """A random text of at most 32 characters."""
+        if mask is not None or probability is not None:
+            raise UsageError("TextSpace.sample takes neither a mask nor probabilities")
+        length = int(self.np_random.integers(0, min(32, self.max_length) + 1))
+        return "".join(self.np_random.choice(list(_SAMPLE_CHARSET), size=length))
+
+    def __repr__(self) -> str:
+        return f"TextSpace(max_length={self.max_length})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TextSpace) and self.max_length == other.max_length
+
+    __hash__ = None
+
+
+class _LiveTexts(Sequence[str]):
+    """The observations in shared memory, read when they are looked at: `AsyncVectorEnv` fetches this object
+    once and hands out deep copies, which are plain tuples of texts."""
+
+    def __init__(self, cells: np.ndarray) -> None:
+        self._cells = cells  # (n, 1 + max_length) int32: the length, then code points
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def __getitem__(self, index: int) -> str:
+        row = self._cells[index]
+        return "".join(map(chr, row[1 : row[0] + 1]))
+
+    def __deepcopy__(self, memo: dict) -> tuple[str, ...]:
+        return tuple(self)
+
+
+# Gymnasium's own handlers for Text lose every character outside the charset, pad with blanks, and read the
+# shared memory only once, before the first reset.
+
+
+@create_shared_memory.register(TextSpace)
+def _create_text_memory(space: TextSpace, n: int = 1, ctx: Any = multiprocessing) -> Any:
+    return ctx.Array("i", n * (space.max_length + 1))
+
+
+@write_to_shared_memory.register(TextSpace)
+def _write_text(space: TextSpace, index: int, value: str, shared_memory: Any) -> None:
+    if len(value) > space.max_length:
+        raise ValueError(f"an observation of {len(value)} characters does not fit into {space!r}")
+    cells = np.frombuffer(shared_memory.get_obj(), dtype=np.int32).reshape(-1, space.max_length + 1)[index]
+    cells[0] = len(value)
+    cells[1 : len(value) + 1] = [ord(c) for c in value]
+
+
+@read_from_shared_memory.register(TextSpace)
+def _read_text(space: TextSpace, shared_memory: Any, n: int = 1) -> _LiveTexts:
+    return _LiveTexts(np.frombuffer(shared_memory.get_obj(), dtype=np.int32).reshape(n, space.max_length + 1))
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """One episode: `reset` gives the first observation, every `step` takes what the policy wrote.
+
+    Subclasses implement `begin` and `respond`. `info` always has `task_id`; the last `info` of an episode has
+    `completion`, the text to grade. Rewards are 0.0: the verifier fills them in elsewhere.
+    """
+
+    metadata = {"render_modes": ["ansi"]}
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.observation_space = TextSpace()
+        self.action_space = TextSpace()
+        self.render_mode = render_mode
+        self.task: Task | None = None
+        self.transcript = ""
+        self._done = True
+
+    def begin(self, task: Task | None) -> tuple[Task, str]:
+        """The task of the new episode (given, or one of the environment's own choice) and its first text."""
+        raise NotImplementedError
+
+    def respond(self, action: str) -> tuple[str, bool, bool, str | None]:
+        """(text to append, terminated, truncated, text to grade: not None exactly on the last turn)."""
+        raise NotImplementedError
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
+        """Start an episode on `options["task"]`, or on a task drawn with the environment's generator."""
+        super().reset(seed=seed)
+        task = (options or {}).get("task")
+        if task is not None and not isinstance(task, Task):
+            raise UsageError(f'options["task"] must be a Task, got {type(task).__name__}')
+        self.task, observation = self.begin(task)
+        self.transcript, self._done = observation, False
+        return observation, {"task_id": self.task.id}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict]:
+        """Take one action; the observation is what to append to the episode's text."""
+        if not isinstance(action, str):
+            raise UsageError(f"an action of a TextEnv is a str, got {type(action).__name__}")
+        if self._done:
+            raise UsageError("the episode is over (or never began): call reset() before step()")
+        observation, terminated, truncated, completion = self.respond(action)
+        self.transcript += action + observation
+        self._done = terminated or truncated
+        info: dict[str, Any] = {"task_id": self.task.id}
+        if self._done:
+            info["completion"] = action if completion is None else completion
+        return observation, 0.0, terminated, truncated, info
+
+    def render(self) -> str | None:
+        return self.transcript if self.render_mode == "ansi" else None
