@@ -1,7 +1,8 @@
 """`reasoner doctor`: what is wrong with the installation or the machine, and how to mend it.
 
 Heavy or breakable imports (torch, transformers, Ray, vLLM) are tried in a process of their own, so that one
-that crashes is a finding. Nothing is changed and nothing leaves the machine. Not checked: if a model fits into a GPU's memory, and if the nodes of a cluster agree with each other.
+that crashes is a finding. Nothing is changed and nothing leaves the machine. Not checked: whether a model
+fits into a GPU's memory, and whether the nodes of a cluster agree with each other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from reasoner.errors import ReasonerError, UsageError
 
-#: Our other top-level packages, and a word that only our `__init__.py` holds, where the name is taken on PyPI.
+#: Our other top-level packages; where the name is taken on PyPI, a word that only our `__init__.py` holds.
 PACKAGES = {"envs": "", "verifiers": "VerifierPool", "rollouts": ""}
 UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
 IMPORT_TIMEOUT_S = 180
@@ -43,7 +44,7 @@ for name in sys.argv[1:]:
         if name == "torch":
             gpus = [module.cuda.get_device_name(i) for i in range(module.cuda.device_count())]
             build = f"CUDA {module.version.cuda}" if module.version.cuda else "no CUDA"
-            found["detail"] = f"{module.__version__} ({build} in this build), " + (", ".join(gpus) or "no GPU")
+            found["detail"] = f"{module.__version__} ({build} build), " + (", ".join(gpus) or "no GPU")
         elif name == "transformers":
             module.AutoModelForCausalLM, module.AutoTokenizer, module.PreTrainedModel  # they load lazily
         elif name == "vllm":
