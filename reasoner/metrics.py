@@ -207,7 +207,7 @@ class MetricsWriter:
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._prepare(resume_step)
-            self._file = open(self.path, "ab")
+            self._file = open(self.path, "ab", buffering=0)
             fsync_directory(self.path.parent)
             if trackers is None:
                 trackers = [TensorBoardTracker(self.path.parent / "tensorboard", resume_step)]
@@ -239,8 +239,9 @@ class MetricsWriter:
         before = self._file.tell()
         try:
             with disk_errors(self.path):
-                self._file.write(_json_line(entry))
-                self._file.flush()
+                rest = _json_line(entry)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
                 os.fsync(self._file.fileno())
         except ReasonerError:
             os.ftruncate(self._file.fileno(), before)

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 from reasoner.types import Verdict
@@ -72,7 +73,7 @@ def _start(claim: Claim) -> int:
     return claim.start
 
 
-def _boxed_answers(text: str) -> Iterator[tuple[Claim, Fraction | str]]:
+def _boxed_answers(text: str) -> Iterator[tuple[Claim, Fraction | int | str]]:
     """Every complete, outermost `\\boxed{...}` with its value: a number, or else its text without spaces."""
     openings: list[re.Match[str]] = []
     spans: list[tuple[int, int, int]] = []  # start, start of the content, end of the content
@@ -108,7 +109,7 @@ def _equations(text: str) -> Iterator[tuple[Claim, tuple[str, ...], bool]]:
             left = _balanced(sides[i], first=i == 0)
             right = _balanced(sides[i + 1], last=i == len(sides) - 2)
             tokens, value, claimed = _tokens(left), evaluate(left), evaluate(right)
-            if len(tokens) > 2 and value is not None and claimed is not None:
+            if value is not None and claimed is not None and len(tokens) > 2:
                 start = offset + len(sides[i]) - len(left.lstrip(" \t"))
                 end = offset + len(sides[i]) + 1 + len(right)
                 claim = Claim("equation", text[start:end].strip(" \t"), start)
@@ -144,6 +145,7 @@ def _balanced(side: str, first: bool = False, last: bool = False) -> str:
     return side
 
 
+@lru_cache(10_000)
 def _tokens(text: str) -> tuple[str, ...]:
     """The tokens of an arithmetic expression, () when it holds anything else or is too long."""
     tokens: list[str] = []
@@ -157,8 +159,11 @@ def _tokens(text: str) -> tuple[str, ...]:
     return tuple(tokens)
 
 
-def evaluate(text: str) -> Fraction | None:
+@lru_cache(10_000)
+def evaluate(text: str) -> Fraction | int | None:
     """The exact value of an expression of numbers, `+ - * / ( )` and signs; None when it is not one."""
+    if text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS:
+        return int(text)
     tokens = _tokens(text)
     if not tokens:
         return None
@@ -173,7 +178,7 @@ class _NotAnExpression(Exception):
     """The tokens do not form an expression."""
 
 
-def _sum(tokens: tuple[str, ...], i: int) -> tuple[Fraction, int]:
+def _sum(tokens: tuple[str, ...], i: int) -> tuple[Fraction | int, int]:
     value, i = _product(tokens, i)
     while i < len(tokens) and tokens[i] in "+-":
         term, end = _product(tokens, i + 1)
@@ -181,25 +186,25 @@ def _sum(tokens: tuple[str, ...], i: int) -> tuple[Fraction, int]:
     return value, i
 
 
-def _product(tokens: tuple[str, ...], i: int) -> tuple[Fraction, int]:
+def _product(tokens: tuple[str, ...], i: int) -> tuple[Fraction | int, int]:
     value, i = _atom(tokens, i)
     while i < len(tokens) and tokens[i] in "*/":
         factor, end = _atom(tokens, i + 1)
-        value, i = (value * factor if tokens[i] == "*" else value / factor), end
+        value, i = (value * factor if tokens[i] == "*" else Fraction(value) / factor), end
     return value, i
 
 
-def _atom(tokens: tuple[str, ...], i: int) -> tuple[Fraction, int]:
+def _atom(tokens: tuple[str, ...], i: int) -> tuple[Fraction | int, int]:
     if i >= len(tokens):
         raise _NotAnExpression
     if tokens[i] in "+-":
-        value, i = _atom(tokens, i + 1)
-        return (-value if tokens[i - 1] == "-" else value), i
+        value, end = _atom(tokens, i + 1)
+        return (-value if tokens[i] == "-" else value), end
     if tokens[i] == "(":
         value, i = _sum(tokens, i + 1)
         if i >= len(tokens) or tokens[i] != ")":
             raise _NotAnExpression
         return value, i + 1
     if tokens[i][0].isdigit():
-        return Fraction(tokens[i]), i + 1
+        return (Fraction(tokens[i]) if "." in tokens[i] else int(tokens[i])), i + 1
     raise _NotAnExpression

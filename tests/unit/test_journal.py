@@ -97,7 +97,8 @@ def test_compacted_step_is_readable_by_duckdb_while_the_run_goes_on(tmp_path):
         assert_same(journal.unused_groups(), [groups[3]])
         rows = duckdb.sql(
             f"""SELECT group_index, rollout, fate, position, advantage, len(prompt_ids), prompt, reward,
-                len(token_ids) = len(learner_logprobs), sampling->>'max_tokens' AS budget, list_max(policy_version)
+                len(token_ids) = len(learner_logprobs), sampling->>'max_tokens' AS budget,
+                list_max(policy_version)
                 FROM '{tmp_path}/rollouts/step_*.parquet' ORDER BY group_index, rollout"""
         ).fetchall()
         assert rows[1] == (0, 1, "trained", 1, -0.5, 3, "0+1", 1.0, True, "64", 2)
@@ -225,7 +226,9 @@ def test_a_full_disk_is_one_clear_error_and_corrupts_nothing(tmp_path):
         journal.append_groups(0, [make_group(0)], SAMPLING)
         pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
         journal._db.execute(f"PRAGMA max_page_count = {pages + 2}").fetchall()
-        with pytest.raises(ReasonerError, match=r"journal\.sqlite: database or disk is full; free some space"):
+        with pytest.raises(
+            ReasonerError, match=r"journal\.sqlite: database or disk is full; free some space"
+        ):
             journal.append_groups(0, [make_group(i, size=16) for i in range(1, 20)], SAMPLING)
         assert_same(journal.unused_groups(), [make_group(0)])
         journal._db.execute("PRAGMA max_page_count = 100000").fetchall()
