@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,9 +26,11 @@ _FIELDS = ("prompt", "reference", "id", "family", "difficulty", "split", "metada
 class TaskSource(Protocol):
     """A training stream and evaluation splits of verifiable tasks.
 
-    `base_template` and `chat_template` are format strings with `{prompt}`."""
+    `base_template` and `chat_template` are format strings with `{prompt}`. `finite`: tasks come again, so
+    the loop retires those that are solved."""
 
     name: str
+    finite: bool
     base_template: str
     chat_template: str
 
@@ -61,6 +64,8 @@ def render_prompt(prompt: str | tuple[Mapping[str, str], ...], template: str) ->
 class SingleTurnTasks:
     """What sources of plain one-answer tasks share."""
 
+    finite = False
+
     def env(self, task: Task) -> TextEnv:
         from envs.single_turn import SingleTurnEnv
 
@@ -76,6 +81,7 @@ class FileTasks(SingleTurnTasks):
     training: tuple[Task, ...]
     splits: Mapping[str, tuple[Task, ...]]
     seed: int = 0
+    finite: bool = True
     base_template: str = "{prompt}\n"
     chat_template: str = "{prompt} Give the final answer in \\boxed{{}}."
 
@@ -219,13 +225,12 @@ def _arithmetic(options: str, seed: int) -> TaskSource:
 
 def _levels(value: str) -> tuple[int, ...]:
     """`2`, `1-3` or `1|3`."""
-    try:
-        bounds = [int(b) for b in value.split("-")]
-        if len(bounds) == 2:
-            return tuple(range(bounds[0], bounds[1] + 1))
-        return tuple(int(v) for v in value.split("|"))
-    except ValueError:
-        raise UsageError(f"cannot read levels={value!r}: write levels=2, levels=1-3 or levels=1|3") from None
+    if not re.fullmatch(r"\d+(-\d+|(\|\d+)*)", value):
+        raise UsageError(f"cannot read levels={value!r}: write levels=2, levels=1-3 or levels=1|3")
+    if "-" in value:
+        first, last = map(int, value.split("-"))
+        return tuple(range(first, last + 1))
+    return tuple(map(int, value.split("|")))
 
 
 def _imported(module: str, attribute: str, spec: str, seed: int) -> TaskSource:

@@ -74,7 +74,7 @@ class TrainCommand(click.Command):
     cls=TrainCommand,
     context_settings=EXTRA_ARGS,
     epilog=examples(
-        "reasoner train",
+        "reasoner.training",
         "reasoner train --name first --steps 100 --learner.lr 2e-4",
         "reasoner train my.toml --verifier.name my_module:exact",
         "reasoner train --resume runs/first --steps 400",
@@ -98,13 +98,15 @@ def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None) 
         raise UsageError("--resume continues a run with the run's own configuration: leave the TOML file out")
     run_dir, config = reopen(resume, overrides) if resume else (None, load_config(path, overrides))
 
-    from reasoner.train import Interrupted
-    from reasoner.train import train as train_run
+    from reasoner.training import Interrupted
+    from reasoner.training import train as train_run
 
     try:
         done = train_run(config, resume=run_dir)
     except Interrupted as stopped:
-        click.secho(f"stopped and saved: continue with  reasoner train --resume {stopped}", fg="yellow", err=True)
+        click.secho(
+            f"stopped and saved: continue with  reasoner train --resume {stopped}", fg="yellow", err=True
+        )
         sys.exit(130)
     click.echo(f"done: {done}  (report: {done / 'report.html'})")
 
@@ -121,14 +123,18 @@ def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None) 
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Verifier processes.")
 @click.option("--timeout-s", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option("--explain", is_flag=True, help="Say what was extracted, how it was read, which rule decided.")
-def verify(file: Path, verifier: str, out: Path | None, workers: int, timeout_s: float, explain: bool) -> None:
+def verify(
+    file: Path, verifier: str, out: Path | None, workers: int, timeout_s: float, explain: bool
+) -> None:
     """Verify answers in a JSONL file: one {"id", "gold", "pred"} a line, one verdict a line, in order."""
     from reasoner.verify_file import verify_file
 
     verify_file(file, verifier=verifier, out=out, workers=workers, timeout_s=timeout_s, explain=explain)
 
 
-@command(epilog=examples("reasoner pretrain --out my-base --minutes 30", "reasoner pretrain --out tiny --steps 20"))
+@command(
+    epilog=examples("reasoner pretrain --out my-base --minutes 30", "reasoner pretrain --out tiny --steps 20")
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory of the new model.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Train for so long.")
 @click.option("--steps", type=click.IntRange(1), help="Train for so many steps.")
@@ -163,7 +169,9 @@ def tasks(spec: str, count: int) -> None:
         *((split, source.split(split, count)) for split in ("held_out", "ood")),
     ):
         for task in examples_:
-            click.echo(f"{name:9} {task.family:10} level {task.difficulty:g}  {task.prompt}  →  {task.reference}")
+            click.echo(
+                f"{name:9} {task.family:10} level {task.difficulty:g}  {task.prompt}  →  {task.reference}"
+            )
 
 
 @command(epilog=examples("reasoner doctor"))
@@ -182,15 +190,51 @@ def doctor() -> None:
 )
 @click.argument("model")
 @click.option("--tasks", "spec", default="arithmetic", show_default=True)
-@click.option("--samples", default=1, show_default=True, type=click.IntRange(1), help="Samples of each problem.")
-@click.option("--problems", default=256, show_default=True, type=click.IntRange(1), help="Problems of each split.")
-@click.option("--max-tokens", default=128, show_default=True, type=click.IntRange(1), help="Thinking budget, tokens.")
+@click.option(
+    "--samples", default=1, show_default=True, type=click.IntRange(1), help="Samples of each problem."
+)
+@click.option(
+    "--problems", default=256, show_default=True, type=click.IntRange(1), help="Problems of each split."
+)
+@click.option(
+    "--max-tokens", default=128, show_default=True, type=click.IntRange(1), help="Thinking budget, tokens."
+)
 @click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0))
 @click.option("--verifier", default="math", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write eval.json here.")
 def evaluate(model: str, spec: str, out: Path | None, **options: Any) -> None:
     """Evaluate a model, checkpoint or run: pass@k on held-out and out-of-distribution problems."""
-    from reasoner.evaluate_cli import evaluate_model
+    import json
 
-    evaluate_model(model, spec, out=out, **options)
+    from reasoner.config import load_config
+
+    config = load_config(
+        None,
+        {
+            "model": model,
+            "seed": options["seed"],
+            "tasks.source": spec,
+            "verifier.name": options["verifier"],
+            "eval.samples": options["samples"],
+            "eval.problems": options["problems"],
+            "rollout.max_tokens": options["max_tokens"],
+            "rollout.temperature": options["temperature"],
+        },
+    )
+    from reasoner.evaluation import evaluate as run_evaluation
+
+    result = run_evaluation(config, progress=lambda text: click.echo(text, err=True))
+    for name, split in result["splits"].items():
+        curve = "  ".join(f"pass@{k} {value:.3f}" for k, value in split["pass@k"].items())
+        low, high = split["ci95"]["pass@1"]
+        click.echo(
+            f"{name:9} {curve}  (pass@1 95 % [{low:.3f}, {high:.3f}], {split['problems']} problems, "
+            f"{split['response_tokens_mean']:.1f} tokens)"
+        )
+    if out:
+        out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
+from envs.tasks import load_tasks
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
 from reasoner.model_source import ModelSource
 from reasoner.types import SamplingParams, Task, TrainBatch
 from rollouts.sampler import HTTPSampler, RaySampler, Sampler
-from rollouts.server import ServerConfig, start_server
+from rollouts.server import ServerConfig, start_server, wait_until_ready
 from rollouts.worker import GroupResult, RolloutWorker, build_worker
+from verifiers import VerifierPool
 
 
 @dataclass
@@ -40,19 +41,17 @@ class Processes:
 
 
 class WorkerActor:
-    """A `RolloutWorker` in a Ray process of its own."""
+    """A `RolloutWorker` in a Ray process of its own. `setup` is a call, so that its errors arrive as themselves."""
 
-    def __init__(self, samplers: Sequence[Sampler], model: ModelSource, template: str, config: Config, verifier: Any):
-        from envs.tasks import load_tasks
-
+    async def setup(
+        self, samplers: Sequence[Sampler], model: ModelSource, template: str, config: Config, verifier: Any
+    ) -> None:
         self.worker: RolloutWorker = build_worker(
-            lambda: samplers,
+            samplers,
             str(model.path),
-            lambda: load_tasks(config.tasks.source, config.seed),
+            load_tasks(config.tasks.source, config.seed),
             template,
-            verifier,
-            config.verifier.processes,
-            config.verifier.timeout_s,
+            VerifierPool(verifier, workers=config.verifier.processes, timeout_s=config.verifier.timeout_s),
             context_tokens(config, model),
         )
 
@@ -61,9 +60,6 @@ class WorkerActor:
     ) -> list[GroupResult]:
         return await self.worker.run(tasks, group_size, params, first_index)
 
-    async def ready(self) -> bool:
-        return True
-
     async def close(self) -> None:
         self.worker.verifiers.close()
 
@@ -71,34 +67,40 @@ class WorkerActor:
 class LearnerActor:
     """The learner and its side of the weight sync, in a process of its own."""
 
-    def __init__(self, model_path: str, config: Config, samplers: Sequence[Sampler]):
+    def setup(self, model_path: str, base_path: str, config: Config, samplers: Sequence[Sampler]) -> None:
         import torch
 
-        torch.set_num_threads(config.learner.threads)
-        from reasoner.learner import Learner
+        from reasoner.learner import Learner, LearnerConfig
         from reasoner.weight_sync import WeightSync
 
-        device = config.learner.device
+        keys = config.learner
+        device = keys.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.learner = Learner(
-            model_path, config.learner, temperature=config.rollout.temperature, seed=config.seed, device=device
+            model_path,
+            LearnerConfig(
+                **{
+                    name: getattr(keys, name)
+                    for name in LearnerConfig.__dataclass_fields__
+                    if hasattr(keys, name)
+                }
+            ),
+            temperature=config.rollout.temperature,
+            seed=config.seed,
+            device=device,
+            reference_path=base_path,
         )
-        self.weight_sync = WeightSync(samplers, dtype=config.server.dtype, temperature=config.rollout.temperature)
-
-    def ready(self) -> dict[str, Any]:
-        model = self.learner.model
-        return {"parameters": sum(p.numel() for p in model.parameters()), "config": model.config.to_dict()}
+        self.weight_sync = WeightSync(
+            samplers, temperature=config.rollout.temperature, dtype=config.server.dtype
+        )
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
-        return self.learner.update(batch, lr_scale=lr_scale)
+        return self.learner.update(batch, lr_scale)
 
     def sync(self, version: int) -> Any:
         """New weights to every server, proved by a logprob probe before any of them serves again."""
         return self.weight_sync.sync(self.learner.model, version, self.learner.score)
-
-    def score(self, token_ids: list[np.ndarray]) -> list[np.ndarray]:
-        return self.learner.score(token_ids)
 
     def save(self, path: Path) -> None:
         self.learner.save(path)
@@ -134,45 +136,64 @@ def connect(address: str) -> None:
             ray.init(address=address, **common)
         else:
             # Logical CPUs only place actors; processes here are mostly waiting for one another.
-            ray.init(address="local", num_cpus=max(16, os.cpu_count() or 1), include_dashboard=False, **common)
+            ray.init(
+                address="local", num_cpus=max(16, os.cpu_count() or 1), include_dashboard=False, **common
+            )
     except ConnectionError as e:
         raise UsageError(f"no Ray cluster answers at {address!r}: {e}") from None
 
 
-def start(config: Config, model: ModelSource, template: str, verifier: Any, log_dir: Path, *, learner: bool) -> Processes:
-    """Starts servers, workers and (for training) the learner side by side; returns when all are ready.
+def start(
+    config: Config,
+    model: ModelSource,
+    template: str,
+    verifier: Any,
+    log_dir: Path,
+    *,
+    learner_base: Path | None,
+) -> Processes:
+    """Starts servers, workers and, when `learner_base` (the model the run began from) is given, the learner
+    side by side; returns when all are ready.
 
     Raises ServerError with the last log lines of a server that never becomes healthy."""
     processes = Processes([], [], None)
+    timeout_s = config.server.startup_timeout_s
     try:
-        samplers: list[Sampler] = [HTTPSampler(url) for url in config.server.addresses]
-        if not samplers:
+        servers = {}
+        if not config.server.addresses:
             for i in range(config.server.replicas):
-                handle = start_server(_server_config(config, model), name=f"server-{i}", log_dir=log_dir)
-                processes.servers.append(handle)
-            samplers = [RaySampler(handle) for handle in processes.servers]
-        gpus = 1 if _on_gpu(config) else 0
-        if learner:
-            actor = ray.remote(num_cpus=1, num_gpus=gpus)(LearnerActor).options(
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.learner.threads)}}
+                name = f"server-{i}"
+                servers[name] = start_server(
+                    _server_config(config, model), name=name, log_dir=log_dir, wait=False
+                )
+        processes.servers.extend(servers.values())
+        samplers: list[Sampler] = [RaySampler(server) for server in processes.servers]
+        samplers += [HTTPSampler(url) for url in config.server.addresses]
+        pending = []
+        if learner_base is not None:
+            environment = {"env_vars": {"OMP_NUM_THREADS": str(config.learner.threads)}}
+            actor = ray.remote(num_cpus=1, num_gpus=int(_on_gpu(config)), runtime_env=environment)(
+                LearnerActor
             )
-            processes.learner = actor.remote(str(model.path), config, samplers)
+            processes.learner = actor.remote()
+            pending.append(
+                processes.learner.setup.remote(str(model.path), str(learner_base), config, samplers)
+            )
         worker = ray.remote(num_cpus=1, max_concurrency=1000)(WorkerActor)
         for _ in range(config.rollout.workers):
-            processes.workers.append(worker.remote(samplers, model, template, config, verifier))
-        pending = [a.ready.remote() for a in [*processes.servers, *processes.workers]]
-        if processes.learner:
-            pending.append(processes.learner.ready.remote())
-        ray.get(pending, timeout=config.server.startup_timeout_s)
+            processes.workers.append(worker.remote())
+            pending.append(processes.workers[-1].setup.remote(samplers, model, template, config, verifier))
+        wait_until_ready(servers, log_dir=log_dir, timeout_s=timeout_s)
+        ray.get(pending, timeout=timeout_s)
         return processes
-    except BaseException as e:
+    except ray.exceptions.GetTimeoutError:
         processes.stop()
-        if isinstance(e, ray.exceptions.GetTimeoutError):
-            raise ServerError(
-                f"servers, workers and learner were not ready after {config.server.startup_timeout_s:.0f} s; "
-                f"their logs are in {log_dir}"
-            ) from None
-        raise unwrap(e) from None
+        raise ServerError(
+            f"workers and learner were not ready after {timeout_s:.0f} s; logs: {log_dir}"
+        ) from None
+    except BaseException:
+        processes.stop()
+        raise
 
 
 def unwrap(error: BaseException) -> BaseException:

@@ -38,7 +38,9 @@ class RolloutConfig(Section):
     group_size: int = Field(16, ge=1, description="rollouts of each task, G")
     max_tokens: int = Field(128, ge=1, description="longest completion, tokens")
     temperature: float = Field(1.0, gt=0, le=10, description="sampling temperature")
-    top_p: float = Field(1.0, description="must be 1 in training: behaviour logprobs need the whole distribution")
+    top_p: float = Field(
+        1.0, description="must be 1 in training: behaviour logprobs need the whole distribution"
+    )
     stop: tuple[str, ...] = Field((), description="texts that end a completion, beside the end token")
     workers: int = Field(1, ge=1, description="Ray rollout workers")
 
@@ -49,25 +51,33 @@ class VerifierConfig(Section):
     timeout_s: float = Field(10.0, gt=0, description="wall-clock kill of one verification, seconds")
 
 
-class ServerConfigKeys(Section):
+class ServerKeys(Section):
     replicas: int = Field(1, ge=1, description="vLLM servers started here")
     addresses: tuple[str, ...] = Field((), description="use these running vLLM servers instead (URLs)")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="weights on the server")
-    context_tokens: int = Field(0, ge=0, description="longest prompt + completion, tokens; 0: what the run needs")
+    context_tokens: int = Field(
+        0, ge=0, description="longest prompt + completion, tokens; 0: what the run needs"
+    )
     max_num_seqs: int = Field(512, ge=1, description="sequences decoded at once by one server")
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of one server on CPU, GiB")
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory for one server")
+    gpu_memory_utilization: float = Field(
+        0.85, gt=0, le=1, description="share of a GPU's memory for one server"
+    )
     tensor_parallel: int = Field(1, ge=1, description="GPUs of one server")
     threads: int = Field(1, ge=1, description="CPU threads of one server")
-    startup_timeout_s: float = Field(300.0, gt=0, description="give a server this long to become healthy, seconds")
+    startup_timeout_s: float = Field(
+        300.0, gt=0, description="give a server this long to become healthy, seconds"
+    )
 
 
-class LearnerConfig(Section):
+class LearnerKeys(Section):
     estimator: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = Field(
         "rloo", description="advantage estimator (baseline over the group, or over the batch)"
     )
     batch_normalise: bool = Field(True, description="divide advantages by their deviation over the batch")
-    loss: Literal["cispo", "ppo_clip", "gspo", "reinforce"] = Field("cispo", description="policy-gradient loss")
+    loss: Literal["cispo", "ppo_clip", "gspo", "reinforce"] = Field(
+        "cispo", description="policy-gradient loss"
+    )
     aggregation: Literal["prompt", "token", "sequence", "constant"] = Field(
         "prompt", description="how token losses are averaged"
     )
@@ -80,16 +90,23 @@ class LearnerConfig(Section):
         "drop", description="groups whose rewards are all equal: drop, sample others in their place, or keep"
     )
     retire_pass_rate: float = Field(
-        0.9, gt=0, le=1, description="a task of a finite set is retired once its pass rate reaches this; 1: never"
+        0.9,
+        gt=0,
+        le=1,
+        description="a task of a finite set is retired once its pass rate reaches this; 1: never",
     )
     lr: float = Field(1e-4, gt=0, description="AdamW learning rate")
     warmup_steps: int = Field(5, ge=0, description="linear learning-rate warm-up, steps")
-    decay: Literal["none", "linear"] = Field("none", description="learning-rate decay to 0 over the run's steps")
+    decay: Literal["none", "linear"] = Field(
+        "none", description="learning-rate decay to 0 over the run's steps"
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     grad_clip: float = Field(0.5, gt=0, description="largest gradient norm")
     minibatches: int = Field(1, ge=1, description="optimizer steps a batch")
     micro_batch_tokens: int = Field(16384, ge=16, description="tokens of one forward pass")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="compute type; master weights are fp32")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="compute type; master weights are fp32"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     device: str = Field("auto", description="auto, cpu or cuda")
     threads: int = Field(2, ge=1, description="CPU threads of the learner")
@@ -107,7 +124,9 @@ class CheckpointConfig(Section):
 
 
 class ClusterConfig(Section):
-    address: str = Field("", description="Ray cluster: empty starts one on this machine, auto or host:port joins")
+    address: str = Field(
+        "", description="Ray cluster: empty starts one on this machine, auto or host:port joins"
+    )
     colocate: bool = Field(
         False, description="learner and servers share the GPUs: servers sleep while the learner works"
     )
@@ -127,8 +146,8 @@ class Config(Section):
     tasks: TasksConfig = TasksConfig()
     rollout: RolloutConfig = RolloutConfig()
     verifier: VerifierConfig = VerifierConfig()
-    server: ServerConfigKeys = ServerConfigKeys()
-    learner: LearnerConfig = LearnerConfig()
+    server: ServerKeys = ServerKeys()
+    learner: LearnerKeys = LearnerKeys()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -159,7 +178,9 @@ class Config(Section):
         if self.cluster.colocate and self.max_staleness:
             raise ValueError("cluster.colocate runs samplers and learner in turn: it needs max_staleness = 0")
         if self.cluster.colocate and self.server.addresses:
-            raise ValueError("cluster.colocate cannot put servers to sleep that somebody else started (server.addresses)")
+            raise ValueError(
+                "cluster.colocate cannot put servers to sleep that somebody else started (server.addresses)"
+            )
         return self
 
 

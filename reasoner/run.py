@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.tasks import TaskSource, load_tasks
-from reasoner.checkpoint import CheckpointStore
+from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.cluster import context_tokens
 from reasoner.config import Config, config_toml, load_config
 from reasoner.errors import UsageError
@@ -28,7 +28,8 @@ class Run:
 
     path: Path
     config: Config
-    model: ModelSource
+    model: ModelSource  # what to start from: the newest checkpoint when resumed
+    base_model: ModelSource  # what the run began with
     template: str  # "base", "chat", or a text with {prompt}
     verifier: Any
     resumed: bool
@@ -44,27 +45,24 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
     Raises UsageError with one message that says what is wrong and what to do."""
     path = Path(resume) if resume else _new_path(config)
     model = resolve_model(config.model)
-    template = _template(config.tasks.template, model)
+    template = prompt_template(config.tasks.template, model)
     context_tokens(config, model)
     _check_tasks(load_tasks(config.tasks.source, config.seed), config.tasks.source)
     spec = verifier if verifier is not None else config.verifier.name
     load_verifier(spec)
     _check_disk(path, model)
     if resume:
-        store = CheckpointStore(path, config.checkpoint.keep)
-        latest = store.latest()
+        latest = CheckpointStore(path, config.checkpoint.keep).latest()
         if latest is None:
             raise UsageError(f"{path} has no complete checkpoint to resume from: start a new run")
-        if config.steps <= store.load_state(latest)["step"]:
-            raise UsageError(
-                f"{path} is already at step {store.load_state(latest)['step']} of {config.steps}: "
-                "raise --steps to train on"
-            )
-        return Run(path, config, resolve_model(str(latest)), template, spec, resumed=True)
+        done = load_state(latest)["step"]
+        if config.steps <= done:
+            raise UsageError(f"{path} is already at step {done} of {config.steps}: raise --steps to train on")
+        return Run(path, config, resolve_model(str(latest)), model, template, spec, resumed=True)
     path.mkdir(parents=True)
     (path / "logs").mkdir()
     (path / "config.toml").write_text(config_toml(config, provenance()))
-    return Run(path, config, model, template, spec, resumed=False)
+    return Run(path, config, model, model, template, spec, resumed=False)
 
 
 def reopen(run_dir: str | Path, overrides: dict[str, Any]) -> tuple[Path, Config]:
@@ -86,7 +84,10 @@ def provenance() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     revision = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return {
         "python": platform.python_version(),
@@ -111,13 +112,18 @@ def _new_path(config: Config) -> Path:
     return path
 
 
-def _template(template: str, model: ModelSource) -> str:
+def prompt_template(template: str, model: ModelSource) -> str:
+    """`auto` resolved: chat where the model has a chat template. Raises UsageError for an impossible one."""
     if template == "auto":
         return "chat" if model.has_chat_template else "base"
     if template == "chat" and not model.has_chat_template:
-        raise UsageError(f"{model.name} has no chat template: use --tasks.template base, or a text with {{prompt}}")
+        raise UsageError(
+            f"{model.name} has no chat template: use --tasks.template base, or a text with {{prompt}}"
+        )
     if template not in ("base", "chat") and "{prompt}" not in template:
-        raise UsageError(f"tasks.template {template!r} is neither auto, base, chat nor a text with {{prompt}}")
+        raise UsageError(
+            f"tasks.template {template!r} is neither auto, base, chat nor a text with {{prompt}}"
+        )
     return template
 
 
@@ -134,4 +140,6 @@ def _check_disk(path: Path, model: ModelSource) -> None:
     free = shutil.disk_usage(parent).free / 2**30
     needed = FREE_DISK_GIB + 16 * (model.num_parameters or 0) / 2**30
     if free < needed:
-        raise UsageError(f"{parent} has {free:.1f} GiB free, but a run of {model.name} needs {needed:.1f} GiB")
+        raise UsageError(
+            f"{parent} has {free:.1f} GiB free, but a run of {model.name} needs {needed:.1f} GiB"
+        )

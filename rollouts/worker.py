@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,13 +119,15 @@ class RolloutWorker:
             await self._turn(sampler, live, params)
         sampled = time.monotonic()
         groups = [
-            Group(task, tuple(e.rollout() for e in episodes[i * group_size : (i + 1) * group_size]), first_index + i)
+            Group(
+                task,
+                tuple(e.rollout() for e in episodes[i * group_size : (i + 1) * group_size]),
+                first_index + i,
+            )
             for i, task in enumerate(tasks)
         ]
         verified = await asyncio.gather(*(self._verify(group) for group in groups))
-        return [
-            GroupResult(group, (sampled - started) / len(groups), seconds) for group, seconds in verified
-        ]
+        return [GroupResult(group, (sampled - started) / len(groups), seconds) for group, seconds in verified]
 
     def _begin(self, task: Task) -> _Episode:
         env = self.source.env(task)
@@ -157,7 +159,10 @@ class RolloutWorker:
                 f"a prompt fills the whole context of {self.context_tokens} tokens: raise server.context_tokens"
             )
         await asyncio.gather(
-            *(self._act(sampler, episodes, replace(params, max_tokens=n)) for n, episodes in by_budget.items())
+            *(
+                self._act(sampler, episodes, replace(params, max_tokens=n))
+                for n, episodes in by_budget.items()
+            )
         )
 
     async def _act(self, sampler: Sampler, episodes: Sequence[_Episode], params: SamplingParams) -> None:
@@ -191,23 +196,15 @@ class RolloutWorker:
 
 
 def build_worker(
-    make_samplers: Callable[[], Sequence[Sampler]],
+    samplers: Sequence[Sampler],
     model_path: str,
-    make_source: Callable[[], TaskSource],
+    source: TaskSource,
     template: str,
-    verifier: Any,
-    verifier_processes: int,
-    verifier_timeout_s: float,
+    verifier_pool: VerifierPool,
     context_tokens: int,
 ) -> RolloutWorker:
-    """Builds a worker inside its own process, where tokenizer, samplers and verifier processes live."""
+    """A worker with the model's tokenizer."""
     from transformers import AutoTokenizer
 
-    return RolloutWorker(
-        samplers=make_samplers(),
-        tokenizer=AutoTokenizer.from_pretrained(model_path),
-        source=make_source(),
-        template=template,
-        verifier_pool=VerifierPool(verifier, workers=verifier_processes, timeout_s=verifier_timeout_s),
-        context_tokens=context_tokens,
-    )
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    return RolloutWorker(samplers, tokenizer, source, template, verifier_pool, context_tokens)

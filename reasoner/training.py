@@ -26,14 +26,14 @@ import ray
 from envs.tasks import TaskSource, load_tasks
 from reasoner import cluster
 from reasoner.advantages import compute_advantages, filter_groups
-from reasoner.batch import build_batch
-from reasoner.checkpoint import CheckpointStore
+from reasoner.batch import build_batch, trained_rollouts
+from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.display import Display
 from reasoner.errors import ReasonerError
-from reasoner.evaluate import SPLITS, evaluate_split, summarise
+from reasoner.evaluation import SPLITS, evaluate_split, summarise
 from reasoner.flops import FlopCounter
-from reasoner.journal import Journal
+from reasoner.journal import Journal, Use
 from reasoner.metrics import MetricsWriter, Timeline, step_metrics
 from reasoner.report import write_report
 from reasoner.run import Run, prepare
@@ -62,6 +62,28 @@ class Progress:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Update:
+    """What an update used and measured."""
+
+    metrics: dict[str, float]
+    uses: list[Use]
+    lengths: list[int]  # tokens of the trained rollouts
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """All there is to say about one step. `groups` = kept + filtered."""
+
+    version: int  # that was sampled from and updated
+    groups: list[Group]
+    kept: list[Group]
+    filtered: list[Group]
+    stale: list[Group]
+    update: Update | None
+    sync: Any
+
+
 def train(config: Config, *, verifier: Any = None, resume: str | Path | None = None) -> Path:
     """Trains and returns the run directory. `verifier`: any callable `(completion, task) -> bool | float |
     Verdict | None` in place of `config.verifier.name`.
@@ -75,7 +97,9 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
         with display, _stop_signals() as stop_requested:
             display.message("starting Ray, vLLM and the learner …")
             cluster.connect(config.cluster.address)
-            processes = cluster.start(config, run.model, run.template, run.verifier, run.log_dir, learner=True)
+            processes = cluster.start(
+                config, run.model, run.template, run.verifier, run.log_dir, learner_base=run.base_model.path
+            )
             Loop(run, processes, display, stop_requested).run()
     except (ray.exceptions.RayError, ReasonerError) as e:
         raise cluster.unwrap(e) from None
@@ -99,11 +123,11 @@ class Loop:
         self.source: TaskSource = load_tasks(config.tasks.source, config.seed)
         self.flops = FlopCounter.from_config(json.loads((run.model.path / "config.json").read_text()))
         self.checkpoints = CheckpointStore(run.path, config.checkpoint.keep)
-        self.progress = self._restore()
-        self.retired = set(self.progress.retired)
         self.journal = Journal(run.path)
-        resume_step = self.progress.step if run.resumed else None
-        self.metrics = MetricsWriter(run.path, resume_step=resume_step)
+        self.progress = self._restore_progress()
+        self.retired = set(self.progress.retired)
+        self.saved_step = self.progress.step if run.resumed else None
+        self.metrics = MetricsWriter(run.path, resume_step=self.saved_step)
         per_server = max(1, config.server.max_num_seqs // config.rollout.group_size)
         replicas = len(config.server.addresses) or config.server.replicas
         self.queue = RolloutQueue(
@@ -113,8 +137,10 @@ class Loop:
             version=self.progress.policy_version,
             trained=self.progress.policy_version * config.rollout.groups_per_step,
         )
+        if run.resumed:
+            self._restore_queue()
         self.calls: dict[Any, int] = {}  # Ray reference of a running group → its index in the stream
-        self.filtered: list[Group] = []  # since the last step, when they are replaced
+        self.replaced: list[Group] = []  # since the last step, when they are replaced
         self.timeline = Timeline()
         self.last_verify_seconds = 0.0
         self.started = time.monotonic() - self.progress.seconds
@@ -139,37 +165,50 @@ class Loop:
             self.metrics.close()
             self.journal.close()
             write_report(self.run_.path)
-        if self.checkpoints.latest_step() != self.progress.step:
+        if self.saved_step != self.progress.step:
             self.save()
 
     def step(self) -> None:
         """One training step: collect a batch, update on it, and give the new weights to the servers."""
-        self.timeline.lap()
         with self.timeline.measure("rollout"):
             self._pump(until=lambda: self.queue.batch_ready)
         groups, stale = self.queue.take_batch()
         self._check_scored(groups)
         kept, filtered = self._filter(groups)
-        trained_version = self.queue.version
-        update = None
-        if kept:
-            advantages = compute_advantages(
-                kept, self.config.learner.estimator, batch_normalise=self.config.learner.batch_normalise
-            )
-            batch = build_batch(
-                kept,
-                advantages,
-                aggregation=self.config.learner.aggregation,
-                constant_tokens=self.config.rollout.max_tokens,
-                mask_truncated=self.config.learner.mask_truncated,
-            )
-            with self.timeline.measure("learn"):
-                update = self._wait(self.processes.learner.update.remote(batch, self._lr_scale()))
+        version = self.queue.version
+        update = self._update(kept) if kept else None
         with self.timeline.measure("sync"):
-            sync = self._sync(trained_version + 1)
+            sync = self._sync(version + 1)
         self.progress.step += 1
         self.progress.policy_version = self.queue.version
-        self._record(groups, filtered, stale, kept, update, sync, trained_version)
+        self._journal_fates(kept, filtered, stale, update)
+        self._record(StepOutcome(version, groups, kept, filtered, stale, update, sync))
+
+    def _update(self, groups: list[Group]) -> Update:
+        """Rewards → advantages → packed batch → loss and optimizer step."""
+        learner = self.config.learner
+        advantages = compute_advantages(
+            groups,
+            learner.estimator,
+            batch_normalise=learner.batch_normalise,
+            mask_truncated=learner.mask_truncated,
+        )
+        batch = build_batch(
+            groups,
+            advantages,
+            aggregation=learner.aggregation,
+            constant_tokens=self.config.rollout.max_tokens,
+            mask_truncated=learner.mask_truncated,
+        )
+        with self.timeline.measure("learn"):
+            result = self._wait(self.processes.learner.update.remote(batch, self._lr_scale()))
+        logprobs = np.split(result.learner_logprobs, batch.cu_seqlens[1:-1])
+        chosen = trained_rollouts(groups, advantages, mask_truncated=learner.mask_truncated)
+        uses = [
+            Use(groups[r.group].index, r.member, position, r.advantage, logprobs[position])
+            for position, r in enumerate(chosen)
+        ]
+        return Update(result.metrics, uses, [len(r.rollout.token_ids) for r in chosen])
 
     # ------------------------------------------------------------------ sampling
 
@@ -199,11 +238,14 @@ class Loop:
     def _next_index(self) -> int:
         if self.progress.outstanding:
             return self.progress.outstanding.pop(0)
-        while True:
+        for _ in range(10 * len(self.retired) + 1):
+            index = self.progress.next_index
             self.progress.next_index += 1
-            index = self.progress.next_index - 1
             if not self.retired or self.source.train(index).id not in self.retired:
                 return index
+        log.warning("all %d tasks are solved and retired: starting over with all of them", len(self.retired))
+        self.retired.clear()
+        return self._next_index()
 
     def _arrivals(self, timeout_s: float, beside: Sequence[Any] = ()) -> bool:
         """Takes in finished groups: durable in the journal first, then in the queue."""
@@ -216,7 +258,7 @@ class Loop:
         finished = [call for call in done if call in self.calls]
         results: list[GroupResult] = [ray.get(call)[0] for call in finished]
         if results:
-            self.journal.append_groups(None, [r.group for r in results], self._sampling().__dict__)
+            self.journal.append_groups(None, [r.group for r in results], self._sampling())
         for call, result in zip(finished, results, strict=True):
             del self.calls[call]
             self._take_in(call, result)
@@ -229,10 +271,12 @@ class Loop:
         replace = self.config.learner.zero_variance == "top_up" and bool(filter_groups([group])[1])
         self.queue.finish(call, group, keep=not replace)
         if replace:
-            self.filtered.append(group)
+            self.replaced.append(group)
 
     def _retire(self, group: Group) -> None:
-        passed = [r.verdict.is_correct for r in group.rollouts if r.verdict and r.verdict.status not in UNSCORED]
+        passed = [
+            r.verdict.is_correct for r in group.rollouts if r.verdict and r.verdict.status not in UNSCORED
+        ]
         rate = self.config.learner.retire_pass_rate
         if rate < 1 and self.source.finite and passed and np.mean(passed) >= rate:
             self.retired.add(group.task.id)
@@ -278,56 +322,60 @@ class Loop:
         line = step_metrics(step=0, policy_version=0, seconds=self.timeline.lap(), evaluation=evaluation)
         self.display.update(self.metrics.write(line), sample=None)
 
-    def _record(
-        self,
-        groups: list[Group],
-        filtered: list[Group],
-        stale: list[Group],
-        kept: list[Group],
-        update: Any,
-        sync: Any,
-        version: int,
-    ) -> None:
+    def _record(self, out: StepOutcome) -> None:
         step, final = self.progress.step, self.progress.step == self.config.steps
+        seconds = self._lap()
         every = self.config.eval.every
-        if update is not None:
-            self._journal_uses(step, kept, update)
-        seconds = self.timeline.lap()
-        tail = min(self.last_verify_seconds, seconds["rollout"])
-        seconds["verify"] += tail
-        seconds["rollout"] -= tail
         evaluation = self.evaluate() if final or (every and step % every == 0) else None
-        self.timeline.lap()
-        everything = [*groups, *stale, *self.filtered]
-        self.filtered = []
+        everything = [*out.groups, *out.stale, *self.replaced]
         lengths = [len(r.token_ids) for g in everything for r in g.rollouts]
-        trained = [len(r.token_ids) for g in kept for r in g.rollouts]
         sampled = sum(r.num_action_tokens for g in everything for r in g.rollouts)
-        learner = dict(update.metrics) if update else {}
+        trained = out.update.lengths if out.update else []
         line = step_metrics(
             step=step,
-            policy_version=version,
+            policy_version=out.version,
             seconds=seconds,
             groups=everything,
             evaluation=evaluation,
-            **learner,
-            filtered_groups=len(filtered) + len(everything) - len(groups) - len(stale),
-            dropped_stale=len(stale),
+            **(out.update.metrics if out.update else {}),
+            filtered_groups=len(out.filtered) + len(self.replaced),
+            dropped_stale=len(out.stale),
             learner_tokens_per_s=sum(trained) / seconds["learn"] if trained and seconds["learn"] else None,
             sampler_tokens_per_s=sampled / seconds["rollout"] if seconds["rollout"] else None,
             train_flops=self.flops.train(trained),
             sample_flops=self.flops.forward(lengths),
-            sync_seconds=sync.seconds,
-            sync_bytes=sync.bytes,
-            probe_max_abs_diff=sync.probe_max_abs_diff,
+            sync_seconds=out.sync.seconds,
+            sync_bytes=out.sync.bytes,
+            probe_max_abs_diff=out.sync.probe_max_abs_diff,
             elapsed_s=time.monotonic() - self.started,
         )
+        self.replaced = []
         self.display.update(self.metrics.write(line), sample=_sample(everything))
         if self.config.checkpoint.every and step % self.config.checkpoint.every == 0 and not final:
             self.save()
+        self.timeline.lap()
 
-    def _journal_uses(self, step: int, kept: list[Group], update: Any) -> None:
-        self.journal.mark_used(step, kept, update.advantages, update.learner_logprobs)
+    def _lap(self) -> dict[str, float]:
+        """The step's seconds; the last group's verification was waited for as part of the rollout phase."""
+        seconds = self.timeline.lap()
+        tail = min(self.last_verify_seconds, seconds["rollout"])
+        seconds["verify"] += tail
+        seconds["rollout"] -= tail
+        return seconds
+
+    def _journal_fates(
+        self, kept: list[Group], filtered: list[Group], stale: list[Group], update: Update | None
+    ) -> None:
+        step = self.progress.step
+        uses = update.uses if update else []
+        self.journal.mark_used(step, uses)
+        used = {u.group_index for u in uses}
+        unused = [g.index for g in [*kept, *filtered, *self.replaced] if g.index not in used]
+        self.journal.mark_dropped(step, unused, "filtered")
+        self.journal.mark_dropped(step, [g.index for g in stale], "stale")
+        for group in stale:
+            tokens = [r.num_action_tokens for r in group.rollouts]
+            log.warning("group %d is too old and dropped; its rollouts have %s tokens", group.index, tokens)
         self.journal.compact(step)
 
     def save(self) -> None:
@@ -339,6 +387,7 @@ class Loop:
         self.checkpoints.save(
             self.progress.step, lambda path: ray.get(self.processes.learner.save.remote(path)), state
         )
+        self.saved_step = self.progress.step
 
     def _save_if_possible(self) -> None:
         try:
@@ -346,12 +395,20 @@ class Loop:
         except (ray.exceptions.RayError, ReasonerError) as e:
             log.error("could not save step %d: %s; the last checkpoint stands", self.progress.step, e)
 
-    def _restore(self) -> Progress:
-        if not self.run_.resumed:
+    def _restore_progress(self) -> Progress:
+        path = self.checkpoints.latest() if self.run_.resumed else None
+        if path is None:
             return Progress()
-        path = self.checkpoints.latest()
         ray.get(self.processes.learner.load_trainer.remote(path))
-        return Progress(**self.checkpoints.load_state(path))
+        known = Progress.__dataclass_fields__
+        return Progress(**{key: value for key, value in load_state(path).items() if key in known})
+
+    def _restore_queue(self) -> None:
+        """What the journal holds is queued again; what was being sampled is sampled anew."""
+        groups = self.journal.resume(self.progress.step, self.progress.policy_version)
+        restored = {g.index for g in groups}
+        self.queue.queued.extend(groups)
+        self.progress.outstanding = [i for i in self.progress.outstanding if i not in restored]
 
     # ------------------------------------------------------------------ small print
 

@@ -3,7 +3,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from reasoner.evaluate import pass_at_k, style, summarise
+from reasoner.evaluation import pass_at_k, style, summarise
 from reasoner.flops import FlopCounter
 from reasoner.types import Group, Rollout, Task, Verdict
 

@@ -1,0 +1,185 @@
+"""Evaluation through the same path that training samples by: workers, servers, verifier.
+
+`evaluate_split` is used inside the training loop; `evaluate` is the public entry behind `reasoner eval`.
+pass@k is the unbiased estimator of arXiv 2107.03374 eq. 1. Not here yet: majority votes, best-of-n by a scorer,
+thinking budgets and the exchange rate; their fields in eval.json are null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from envs.tasks import load_tasks
+from reasoner import cluster
+from reasoner.config import Config
+from reasoner.flops import FlopCounter
+from reasoner.run import prompt_template, provenance
+from reasoner.self_correction import self_corrected
+from reasoner.model_source import resolve_model
+from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, Task
+
+SPLITS = ("held_out", "ood")
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Probability that at least one of k samples drawn without replacement from n, c of them right, is right
+    (arXiv 2107.03374 eq. 1). Raises ValueError for k > n."""
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    if n - c < k:
+        return 1.0
+    return 1.0 - math.exp(math.fsum(math.log1p(-k / (n - i)) for i in range(c)))
+
+
+def evaluate_split(
+    workers: Sequence[Any],
+    tasks: Sequence[Task],
+    samples: int,
+    params: SamplingParams,
+    *,
+    chunk: int = 64,
+    on_wait: Callable[[], None] = lambda: None,
+) -> list[Group]:
+    """`samples` verified rollouts of every task, in task order. `on_wait` is called about once a second and may
+    raise to stop."""
+    pending: dict[Any, int] = {}
+    for i, start in enumerate(range(0, len(tasks), chunk)):
+        worker = workers[i % len(workers)]
+        pending[worker.run.remote(tasks[start : start + chunk], samples, params, start)] = start
+    results: dict[int, list[Group]] = {}
+    while pending:
+        on_wait()
+        for call in ray.wait(list(pending), num_returns=1, timeout=1.0)[0]:
+            results[pending.pop(call)] = [r.group for r in ray.get(call)]
+    return [group for start in sorted(results) for group in results[start]]
+
+
+def summarise(groups: Sequence[Group]) -> dict[str, Any]:
+    """The `eval` object of one split in metrics.jsonl. Unscored rollouts are left out of every rate."""
+    scored = [r for g in groups for r in g.rollouts if r.verdict and r.verdict.status not in UNSCORED]
+    by_difficulty: dict[str, list[Rollout]] = defaultdict(list)
+    by_style: dict[str, list[Rollout]] = defaultdict(list)
+    for rollout in scored:
+        by_difficulty[f"{rollout.task.difficulty:g}"].append(rollout)
+        by_style[style(rollout)].append(rollout)
+    return {
+        **_rates(scored),
+        "problems": len(groups),
+        "samples": max((len(g.rollouts) for g in groups), default=0),
+        "truncated_rate": _mean([r.truncated for r in scored]),
+        "self_corrected_rate": _mean([style(r) == "corrected" for r in scored]),
+        "by_difficulty": {level: _rates(rs) for level, rs in sorted(by_difficulty.items())},
+        "by_style": {
+            name: {"share": len(rs) / len(scored), **_rates(rs)} for name, rs in sorted(by_style.items())
+        },
+    }
+
+
+def style(rollout: Rollout) -> str:
+    """direct: nothing but an answer; corrected: a wrong claim was made and taken back; else working.
+
+    Only read off the text after the fact: never part of a reward."""
+    if rollout.verdict is not None and self_corrected(rollout.completion, rollout.verdict):
+        return "corrected"
+    before_answer = rollout.completion.split("\\boxed", 1)[0]
+    return "working" if before_answer.strip() else "direct"
+
+
+def _rates(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    return {
+        "pass@1": _mean([r.verdict is not None and r.verdict.is_correct for r in rollouts]),
+        "response_tokens_mean": _mean([r.num_action_tokens for r in rollouts]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def evaluate(
+    config: Config, *, verifier: Any = None, progress: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Evaluates `config.model` on the splits of `config.tasks.source`; returns the contents of eval.json.
+
+    Problems and samples are `config.eval`'s, budget and temperature `config.rollout`'s. Starts and stops its own
+    server and workers. Raises UsageError for a model, tasks or verifier that cannot be used."""
+    model = resolve_model(config.model)
+    template = prompt_template(config.tasks.template, model)
+    source = load_tasks(config.tasks.source, config.seed)
+    flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
+    params = SamplingParams(config.rollout.max_tokens, config.rollout.temperature, config.rollout.stop)
+    splits = {}
+    progress(f"starting vLLM with {model.name} …")
+    cluster.connect(config.cluster.address)
+    processes = None
+    try:
+        with tempfile.TemporaryDirectory(prefix="reasoner-eval-") as logs:
+            processes = cluster.start(
+                config, model, template, verifier or config.verifier.name, Path(logs), learner_base=None
+            )
+            for split in SPLITS:
+                if tasks := source.split(split, config.eval.problems):
+                    progress(f"{split}: {len(tasks)} problems × {config.eval.samples} samples")
+                    groups = evaluate_split(processes.workers, tasks, config.eval.samples, params)
+                    splits[split] = {**summarise(groups), **scaling(groups, flops, config.seed)}
+    except ray.exceptions.RayError as e:
+        raise cluster.unwrap(e) from None
+    finally:
+        if processes is not None:
+            processes.stop()
+        if not config.cluster.address:
+            ray.shutdown()
+    return {
+        "model": model.name,
+        "versions": provenance(),
+        "seed": config.seed,
+        "sampling": {
+            "max_tokens": params.max_tokens,
+            "temperature": params.temperature,
+            "template": template,
+        },
+        "splits": splits,
+        "budgets": None,
+        "exchange_rate": None,
+    }
+
+
+def scaling(groups: Sequence[Group], flops: FlopCounter, seed: int, resamples: int = 2000) -> dict[str, Any]:
+    """pass@k for k = 1, 2, 4 …, its 95 % bootstrap interval over problems, and what a sample costs."""
+    counts = []
+    for group in groups:
+        verdicts = [r.verdict for r in group.rollouts if r.verdict and r.verdict.status not in UNSCORED]
+        counts.append((len(verdicts), sum(v.is_correct for v in verdicts)))
+    counts = [(n, c) for n, c in counts if n]
+    ks = [2**i for i in range(min((n for n, _ in counts), default=0).bit_length())]
+    rng = np.random.default_rng(seed)
+    pass_at, intervals = {}, {}
+    for k in ks:
+        per_problem = np.array([pass_at_k(n, c, k) for n, c in counts])
+        means = per_problem[rng.integers(0, len(per_problem), (resamples, len(per_problem)))].mean(axis=1)
+        pass_at[str(k)] = float(per_problem.mean())
+        intervals[f"pass@{k}"] = [float(x) for x in np.quantile(means, (0.025, 0.975))]
+    rollouts = [r for g in groups for r in g.rollouts]
+    spent = flops.forward(len(r.token_ids) for r in rollouts)
+    correct = sum(c for _, c in counts)
+    statuses = [r.verdict.status for r in rollouts if r.verdict]
+    return {
+        "pass@k": pass_at,
+        "maj@k": None,
+        "best_of_k": None,
+        "avg@k": pass_at.get("1"),
+        "ci95": intervals,
+        "unparsed_rate": _mean([s == "unparsed" for s in statuses]),
+        "masked_rate": _mean([s in UNSCORED for s in statuses]),
+        "flops_per_sample": spent / len(rollouts) if rollouts else None,
+        "flops_per_correct": spent / correct if correct else None,
+    }

@@ -1,0 +1,180 @@
+"""Real runs of the command line: Ray, vLLM, verifier processes, learner, on the embedded model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "--rollout.groups_per_step=4",
+    "--rollout.group_size=4",
+    "--rollout.max_tokens=32",
+    "--eval.problems=8",
+    "--eval.every=2",
+    "--checkpoint.every=1",
+    "--server.max_num_seqs=16",
+    "--server.kv_cache_gib=0.2",
+]
+STEP_KEYS = {
+    "step",
+    "policy_version",
+    "reward_mean",
+    "pass_rate",
+    "response_tokens_mean",
+    "truncated_rate",
+    "unparsed_rate",
+    "masked_rate",
+    "verifier_timeouts",
+    "verifier_errors",
+    "self_corrected_rate",
+    "filtered_groups",
+    "dropped_stale",
+    "staleness_mean",
+    "staleness_max",
+    "entropy",
+    "kl_behaviour",
+    "clip_rate",
+    "ess",
+    "grad_norm",
+    "learner_tokens_per_s",
+    "sampler_tokens_per_s",
+    "train_flops",
+    "sample_flops",
+    "seconds",
+}
+
+
+def command(*args):
+    return [sys.executable, "-m", "reasoner.cli", *args]
+
+
+def run(*args, cwd, timeout=300, **env):
+    return subprocess.run(
+        command(*args), cwd=cwd, timeout=timeout, capture_output=True, text=True, env={**os.environ, **env}
+    )
+
+
+def metrics(run_dir):
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def leftovers(marker):
+    """Processes that still have the run's directory open as their working directory."""
+    found = []
+    for process in psutil.process_iter(["pid", "name"]):
+        try:
+            if str(marker) in process.cwd():
+                found.append(process)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def test_a_run_keeps_the_contract_and_resumes(tmp_path):
+    done = run("train", "--name=r", "--steps=2", *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = tmp_path / "runs" / "r"
+    lines = metrics(path)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert all(line.keys() >= STEP_KEYS for line in lines)
+    assert {"held_out", "ood"} <= lines[0]["eval"].keys() & lines[2]["eval"].keys()
+    assert lines[0]["eval"]["held_out"].keys() >= {"pass@1", "response_tokens_mean", "problems", "samples"}
+    for line in lines[1:]:
+        seconds = dict(line["seconds"])
+        assert seconds.pop("total") == pytest.approx(sum(seconds.values()), abs=1e-6)
+        assert line["staleness_max"] == 0
+        assert line["probe_max_abs_diff"] < 1e-3
+    checkpoint = path / "checkpoints" / "step_000002"
+    assert (checkpoint / "model.safetensors").is_file() and (checkpoint / "trainer").is_dir()
+    assert (path / "config.toml").is_file()
+    assert "<html" in (path / "report.html").read_text()
+    assert list((path / "rollouts").iterdir())
+
+    more = run("train", "--resume", str(path), "--steps=3", cwd=tmp_path)
+    assert more.returncode == 0, more.stdout + more.stderr
+    lines = metrics(path)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert lines[3]["policy_version"] == 2
+    assert not leftovers(tmp_path), "nothing is left running"
+
+
+def test_asynchronous_run_has_bounded_staleness(tmp_path):
+    done = run("train", "--name=a", "--steps=5", "--max_staleness=2", *SMALL, "--checkpoint.every=0", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    staleness = [line["staleness_max"] for line in metrics(tmp_path / "runs" / "a")[1:]]
+    assert max(staleness) <= 2 and max(staleness) > 0
+
+
+def test_ctrl_c_saves_and_exits_130(tmp_path):
+    process = subprocess.Popen(
+        command("train", "--name=c", "--steps=5000", *SMALL, "--checkpoint.every=0"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    path = tmp_path / "runs" / "c"
+    deadline = time.monotonic() + 180
+    while not (path / "metrics.jsonl").exists() or len(metrics(path)) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, output
+    saved = int(re.fullmatch(r"step_(\d+)", Path(path / "checkpoints" / "latest").resolve().name)[1])
+    assert saved >= 2
+    assert f"--resume {path.relative_to(tmp_path)}" in output
+    time.sleep(2)
+    assert not leftovers(tmp_path)
+
+
+def test_a_verifier_that_raises_stops_saved_with_its_message(tmp_path):
+    (tmp_path / "broken.py").write_text("def check(completion, task):\n    raise RuntimeError('no such luck')\n")
+    done = run(
+        "train", "--name=v", "--steps=3", "--verifier", "broken:check", *SMALL, cwd=tmp_path, PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode == 1
+    assert "no such luck" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_plug_in_verifier_decides_the_reward(tmp_path):
+    (tmp_path / "mine.py").write_text("def short(completion, task):\n    return len(completion) < 12\n")
+    done = run(
+        "train", "--name=p", "--steps=1", "--verifier", "mine:short", *SMALL, cwd=tmp_path, PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 0 < metrics(tmp_path / "runs" / "p")[1]["reward_mean"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--lerner.lr=1"], "learner.lr"),
+        (["--rollout.group_size=1"], "at least 2"),
+        (["--rollout.max_tokens=100000"], "tokens"),
+        (["--rollout.top_p=0.9"], "top_p"),
+        (["--model=/nowhere/model"], "/nowhere/model"),
+        (["--tasks.template=chat"], "chat template"),
+        (["--tasks.source=arithmetics"], "arithmetic"),
+        (["--name=../x"], "inside runs"),
+        (["--verifier", "no_module:f"], "no_module"),
+        (["--cluster.address=127.0.0.1:1"], "127.0.0.1:1"),
+        (["--resume", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_exits_2_with_one_message(tmp_path, args, message):
+    done = run("train", *args, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
