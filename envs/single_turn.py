@@ -13,7 +13,8 @@ _DRAWS = 2**31 - 1  # positions in the training stream an episode without a give
 
 
 class SingleTurnEnv(TextEnv):
-    """The observation is the task's prompt in `template`; the first action ends the episode.
+    """The observation is the task's prompt in `template` (of chat messages, the last one's text: the messages
+    themselves are for the model's chat template); the first action ends the episode.
 
     `draw` gives the task of position i for episodes that are reset without one."""
 
@@ -32,6 +33,8 @@ class SingleTurnEnv(TextEnv):
 
     def begin(self, task: Task | None) -> tuple[Task, str]:
         task = task or self._own_task or self._draw(int(self.np_random.integers(_DRAWS)))
+        if not isinstance(task.prompt, str):
+            return task, task.prompt[-1]["content"]
         return task, render_prompt(task.prompt, self._template)
 
     def respond(self, action: str) -> tuple[str, bool, bool, str | None]:
