@@ -1,0 +1,171 @@
+"""How the weights travel: the learner's side of the transfer backends.
+
+`SharedMemoryChannel` is the counterpart of `rollouts.transfer`: one mapped file, written by the learner
+before the servers are paused, read by them. `vllm_trainer` wraps vLLM's own trainer engines for GPUs
+(not run here).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from reasoner.errors import ServerError
+
+if TYPE_CHECKING:
+    from rollouts.control import ServerControl
+
+ALIGNMENT = 64  # bytes; views of any dtype start on a cache line
+
+
+class SharedMemoryChannel:
+    """All parameters of `model`, one after the other, in a file that servers on this host map too.
+
+    Sharded parameters (FSDP) are gathered: every rank must call `load` or `send`, rank 0 owns the file.
+    The file is unlinked as soon as the servers have mapped it, so nothing is left behind by a crash.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, repack_tied_heads: bool = True) -> None:
+        self._parameters = dict(model.named_parameters())  # a tied head is not listed twice
+        offsets, size = _layout(self._parameters.values())
+        self._path = _create_file(size)
+        self._buffer = torch.from_file(self._path, shared=True, size=size, dtype=torch.uint8)
+        self._views = [
+            self._buffer[offset : offset + p.numel() * p.element_size()].view(p.dtype).view(p.shape)
+            for offset, p in zip(offsets, self._parameters.values(), strict=True)
+        ]
+        self.init_info: dict[str, Any] = {
+            "path": self._path,
+            "size": size,
+            "names": list(self._parameters),
+            "dtypes": [str(p.dtype).removeprefix("torch.") for p in self._parameters.values()],
+            "shapes": [list(p.shape) for p in self._parameters.values()],
+            "offsets": offsets,
+            "repack_tied_heads": repack_tied_heads,
+        }
+
+    @torch.no_grad()
+    def load(self) -> int:
+        """Copy the current parameters into the file; returns the number of bytes."""
+        gathered = [_full(p) for p in self._parameters.values()]
+        torch._foreach_copy_(self._views, gathered)
+        return sum(view.numel() * view.element_size() for view in self._views)
+
+    def send(self, version: int) -> None:
+        """What ranks other than 0 do: take part in gathering."""
+        for parameter in self._parameters.values():
+            _full(parameter)
+
+    def unlink(self) -> None:
+        Path(self._path).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.unlink()
+        self._views, self._buffer = [], torch.empty(0)
+
+
+class _FanOutClient:
+    """vLLM's weight-sync client protocol over n servers at once; NCCL ranks follow one another."""
+
+    def __init__(self, controls: Sequence[ServerControl], world_sizes: Sequence[int]) -> None:
+        self._controls = list(controls)
+        self._offsets = [sum(world_sizes[:i]) for i in range(len(world_sizes))]
+        self._pool = ThreadPoolExecutor(max_workers=len(self._controls))
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        def one(control: ServerControl, offset: int) -> None:
+            info = dict(init_info)
+            if "rank_offset" in info:
+                info["rank_offset"] += offset
+            control.init_weight_transfer_engine(info)
+
+        list(self._pool.map(one, self._controls, self._offsets))
+
+    def start_weight_update(self) -> None:
+        list(self._pool.map(lambda c: c.start_weight_update(), self._controls))
+
+    def update_weights(self, update_info: Any) -> None:
+        list(self._pool.map(lambda c: c.update_weights(update_info), self._controls))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        list(self._pool.map(lambda c: c.finish_weight_update(), self._controls))
+
+
+class _VLLMTrainer:
+    """One of vLLM's own trainer engines behind the interface of `SharedMemoryChannel` (not run here)."""
+
+    def __init__(self, engine: Any, num_bytes: int) -> None:
+        self._engine = engine
+        self._num_bytes = num_bytes
+
+    def load(self) -> int:
+        return self._num_bytes
+
+    def send(self, version: int) -> None:
+        self._engine.send_weights()
+
+    def close(self) -> None:
+        self._engine.shutdown()
+
+
+def vllm_trainer(
+    backend: str, model: torch.nn.Module, controls: Sequence[ServerControl], *, rank: int
+) -> _VLLMTrainer:
+    """vLLM's `nccl` or `ipc` trainer engine over all servers. Not run here: needs GPUs."""
+    from vllm.distributed.weight_transfer import ModuleSource, WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    world_sizes = [control.world_size() for control in controls]
+    if backend == "ipc":
+        init_info: Any = IPCTrainerInitInfo(rank=rank)
+    else:
+        address, port = _rendezvous()
+        init_info = NCCLTrainerInitInfo(
+            master_address=address, master_port=port, world_size=1 + sum(world_sizes), rank=rank
+        )
+    engine = WeightTransferTrainerFactory.trainer_init(
+        init_info, client=_FanOutClient(controls, world_sizes), source=ModuleSource(model)
+    )
+    return _VLLMTrainer(engine, sum(p.numel() * p.element_size() for p in model.parameters()))
+
+
+def _layout(parameters: Any) -> tuple[list[int], int]:
+    """Aligned byte offsets of the parameters, and the size of the whole file."""
+    offsets, end = [], 0
+    for parameter in parameters:
+        offsets.append(end)
+        size = parameter.numel() * parameter.element_size()
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, end
+
+
+def _create_file(size: int) -> str:
+    """An empty file of `size` bytes, readable by this user only: in memory where it fits."""
+    for directory in ("/dev/shm", tempfile.gettempdir()):
+        if os.path.isdir(directory) and shutil.disk_usage(directory).free > size * 1.1:
+            descriptor, path = tempfile.mkstemp(prefix="reasoner-weights-", dir=directory)
+            os.ftruncate(descriptor, size)
+            os.close(descriptor)
+            return path
+    raise ServerError(f"no room for {size / 2**20:.0f} MiB of weights in /dev/shm or {tempfile.gettempdir()}")
+
+
+def _full(parameter: torch.Tensor) -> torch.Tensor:
+    """A sharded parameter gathered (a collective); any other as it is."""
+    gather = getattr(parameter, "full_tensor", None)
+    return gather() if callable(gather) else parameter
+
+
+def _rendezvous() -> tuple[str, int]:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return socket.gethostbyname(socket.gethostname()), probe.getsockname()[1]

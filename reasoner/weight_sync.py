@@ -1,0 +1,237 @@
+"""Weights from the learner to every vLLM server, and the proof that they arrived.
+
+One sync: pause (requests are kept, their KV is forgotten) -> vLLM's weight-transfer protocol -> the new
+policy version -> the logprob probe -> resume. The probe compares what a server computes for a few fixed
+token sequences with what the learner computes, teacher-forced and for one freshly sampled token, so that
+wrong weights, a stale tied head, a stale prefix cache and a wrong temperature all show. A server that
+fails it is not resumed: it rejects requests until a later sync succeeds.
+
+On CPUs the weights travel through one file mapped by both sides (`rollouts.transfer`); this module needs
+no vLLM for that, which saves the learner seconds of imports. `nccl` and `ipc` use vLLM's own trainer
+engines (not run here: no GPU).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from reasoner.errors import ServerError, UsageError, WeightSyncError
+from reasoner.weight_channel import SharedMemoryChannel, vllm_trainer
+from rollouts.control import ServerControl, control
+
+Score = Callable[[list[np.ndarray]], list[np.ndarray]]
+
+#: Largest |difference| of one logprob that is still rounding, by the server's dtype.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+PROBE_SEQUENCES = 4
+PROBE_TOKENS = 48  # more than one prefix-cache block, so that a stale block would be hit
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """One sync. `pause_seconds` is how long the servers did not sample; `seconds` the whole of it."""
+
+    version: int
+    seconds: float
+    pause_seconds: float
+    bytes: int
+    probe_max_abs_diff: float
+
+
+@dataclass(frozen=True)
+class LogprobDiff:
+    """|server logprob - learner logprob| over all compared tokens."""
+
+    mean: float
+    p99: float
+    max: float
+    tokens: int
+
+
+class ServersFailed(WeightSyncError):
+    """Some servers did not take the new weights; the others have been resumed. `failed` holds their
+    positions in the list of servers."""
+
+    def __init__(self, message: str, failed: tuple[int, ...]) -> None:
+        super().__init__(message)
+        self.failed = failed
+
+
+class WeightSync:
+    """Used in the learner's process, by every rank of it; only rank 0 talks to the servers.
+
+    servers: actors (`rollouts.server`), URLs of external servers, or samplers.
+    score: the learner's teacher-forced logprobs at `temperature`: token ids in, (T,) each out, entry 0 is 0.
+    tolerance: largest |difference| accepted by the probe; default by `dtype`, the servers' dtype.
+    clear_cache, repack_tied_heads: True, except in the tests that show what they are there for.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Any],
+        backend: str = "shared_memory",
+        *,
+        score: Score,
+        temperature: float = 1.0,
+        dtype: str = "float32",
+        tolerance: float | None = None,
+        probe_sequences: Sequence[np.ndarray] | None = None,
+        rank: int = 0,
+        clear_cache: bool = True,
+        repack_tied_heads: bool = True,
+    ) -> None:
+        if backend not in ("shared_memory", "nccl", "ipc"):
+            raise UsageError(f"unknown weight sync backend {backend!r}: expected shared_memory, nccl or ipc")
+        if not servers:
+            raise UsageError("weight sync needs at least one server")
+        self._backend = backend
+        self._score = score
+        self._temperature = temperature
+        self._tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
+        self._sequences = None if probe_sequences is None else list(probe_sequences)
+        self._rank = rank
+        self._clear_cache = clear_cache
+        self._repack_tied_heads = repack_tied_heads
+        self._channel: Any = None
+        self._set_servers(servers)
+
+    def replace_servers(self, servers: Sequence[Any]) -> None:
+        """Go on with these servers (after a restart): the next sync connects to all of them anew."""
+        self.close()
+        self._set_servers(servers)
+
+    def sync(self, model: torch.nn.Module, version: int) -> SyncReport:
+        """Bring `model`'s weights to every server as policy `version`.
+
+        Raises ServersFailed when a server died or computes something else afterwards; it stays out of
+        service, the others go on.
+        """
+        started = time.perf_counter()
+        failures: dict[int, Exception] = {}
+        if self._channel is None:
+            self._connect(model, failures)
+        if self._rank != 0:
+            self._channel.send(version)
+            return SyncReport(version, time.perf_counter() - started, 0.0, 0, 0.0)
+        num_bytes = self._channel.load()
+        paused = time.perf_counter()
+        self._each(lambda c: c.pause(self._clear_cache), failures)
+        self._transfer(version, failures)
+        worst = self._probe(model, failures)
+        self._each(lambda c: c.resume(version), failures)
+        done = time.perf_counter()
+        self._raise_failures(version, failures)
+        return SyncReport(version, done - started, done - paused, num_bytes, worst)
+
+    def close(self) -> None:
+        """Let go of the transfer channel; the servers stay as they are."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        self._pool.shutdown(wait=False)
+
+    # -- phases ----------------------------------------------------------------------------------------
+
+    def _set_servers(self, servers: Sequence[Any]) -> None:
+        self._controls: list[ServerControl] = [control(server) for server in servers]
+        self._pool = ThreadPoolExecutor(max_workers=len(self._controls), thread_name_prefix="weight-sync")
+
+    def _connect(self, model: torch.nn.Module, failures: dict[int, Exception]) -> None:
+        if self._backend == "shared_memory":
+            self._channel = SharedMemoryChannel(model, repack_tied_heads=self._repack_tied_heads)
+            if self._rank == 0:
+                self._each(lambda c: c.init_weight_transfer_engine(self._channel.init_info), failures)
+                self._channel.unlink()
+        else:
+            self._channel = vllm_trainer(self._backend, model, self._controls, rank=self._rank)
+
+    def _transfer(self, version: int, failures: dict[int, Exception]) -> None:
+        if self._backend == "shared_memory":
+            self._each(lambda c: c.receive(version), failures)
+            return
+        try:  # collective: it succeeds for all servers or for none
+            self._channel.send(version)
+            self._each(lambda c: c.set_version(version), failures)
+        except ServerError as error:
+            failures.update({i: error for i in range(len(self._controls)) if i not in failures})
+
+    def _probe(self, model: torch.nn.Module, failures: dict[int, Exception]) -> float:
+        """The largest difference over all servers; those above the tolerance are added to `failures`."""
+        sequences = self._probe_sequences(model)
+        answers = self._each(lambda c: c.probe(sequences, self._temperature), failures)
+        worst = 0.0
+        for index, (token_ids, server) in answers.items():
+            diff = compare_logprobs(server, self._score(token_ids))
+            worst = max(worst, diff.max)
+            if not diff.max <= self._tolerance:  # also for NaN
+                failures[index] = WeightSyncError(
+                    f"its logprobs differ from the learner's by {diff.max:.3g} (mean {diff.mean:.3g}, "
+                    f"tolerance {self._tolerance:.3g})"
+                )
+        return worst
+
+    def _probe_sequences(self, model: torch.nn.Module) -> list[np.ndarray]:
+        if self._sequences is None:
+            self._sequences = probe_sequences(model.config.vocab_size)
+        return self._sequences
+
+    def _each(self, phase: Callable[[ServerControl], Any], failures: dict[int, Exception]) -> dict[int, Any]:
+        """Run one phase on every server that has not failed, at the same time."""
+        running = {i: self._pool.submit(phase, c) for i, c in enumerate(self._controls) if i not in failures}
+        results: dict[int, Any] = {}
+        for index, future in running.items():
+            try:
+                results[index] = future.result()
+            except ServerError as error:
+                failures[index] = error
+        return results
+
+    def _raise_failures(self, version: int, failures: dict[int, Exception]) -> None:
+        if not failures:
+            return
+        lines = []
+        for index, error in sorted(failures.items()):
+            name = self._controls[index].name
+            lines.append(f"server {name} did not take policy version {version}: {error}")
+            try:
+                self._controls[index].reject(lines[-1])
+            except ServerError as gone:  # it rejects everything already
+                lines.append(f"({name} could not be told: {gone})")
+        raise ServersFailed("\n".join(lines), tuple(sorted(failures)))
+
+
+def compare_logprobs(server: Sequence[np.ndarray], learner: Sequence[np.ndarray]) -> LogprobDiff:
+    """Differences over all tokens but the first of each sequence (nothing predicts it).
+
+    A mean ratio of 1 would prove nothing, its expectation is 1 for any policy: hence mean, p99 and max
+    of the absolute difference. NaN anywhere makes all three NaN.
+    """
+    if [len(a) for a in server] != [len(b) for b in learner]:
+        raise ValueError("server and learner scored sequences of different lengths")
+    deltas = np.concatenate(
+        [
+            np.abs(np.asarray(a, np.float64)[1:] - np.asarray(b, np.float64)[1:])
+            for a, b in zip(server, learner, strict=True)
+        ]
+        or [np.zeros(0)]
+    )
+    if deltas.size == 0:
+        raise ValueError("nothing to compare: no sequence has two tokens")
+    return LogprobDiff(
+        float(deltas.mean()), float(np.quantile(deltas, 0.99)), float(deltas.max()), deltas.size
+    )
+
+
+def probe_sequences(
+    vocab_size: int, *, sequences: int = PROBE_SEQUENCES, tokens: int = PROBE_TOKENS, seed: int = 0
+) -> list[np.ndarray]:
+    """Fixed random token ids: they touch the embedding and the output head all over the vocabulary."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab_size, tokens, dtype=np.int32) for _ in range(sequences)]

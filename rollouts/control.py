@@ -1,0 +1,211 @@
+"""The control plane of one server, blocking: what weight sync does to it, whatever stands behind.
+
+`control(server)` makes one from a `VLLMServer` actor, a URL, or a sampler. The four weight-transfer
+methods are those of vLLM's own client protocol.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from reasoner.errors import ServerError, UsageError
+from reasoner.types import Completion
+from rollouts.http_sampler import FAILED, PROBING, HTTPSampler
+from rollouts.packing import pack_sequences
+from rollouts.sampler import RaySampler, own_error
+
+Probe = tuple[list[np.ndarray], list[np.ndarray]]  # token ids and logprobs, (T + 1,) each
+
+
+class ServerControl(ABC):
+    """Every method blocks and raises ServerError when the server fails or is gone."""
+
+    name: str
+
+    @abstractmethod
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
+
+    @abstractmethod
+    def start_weight_update(self) -> None: ...
+
+    @abstractmethod
+    def update_weights(self, update_info: Any) -> None: ...
+
+    @abstractmethod
+    def finish_weight_update(self) -> None: ...
+
+    @abstractmethod
+    def set_version(self, version: int) -> None: ...
+
+    @abstractmethod
+    def pause(self, clear_cache: bool) -> None: ...
+
+    @abstractmethod
+    def resume(self, version: int) -> None: ...
+
+    @abstractmethod
+    def reject(self, reason: str) -> None: ...
+
+    @abstractmethod
+    def probe(self, sequences: Sequence[np.ndarray], temperature: float) -> Probe:
+        """Each sequence with one sampled token appended, and the server's logprobs of all its tokens:
+        teacher-forced for the sequence, behaviour logprob for the sampled token; entry 0 is 0."""
+
+    @abstractmethod
+    def world_size(self) -> int:
+        """How many workers it has (tensor parallelism)."""
+
+    def receive(self, version: int) -> None:
+        """One whole weight update whose bytes are in place already."""
+        self.start_weight_update()
+        self.update_weights({})
+        self.finish_weight_update()
+        self.set_version(version)
+
+
+class RayControl(ServerControl):
+    """A `VLLMServer` actor. Its probe runs while it is paused: no request sees unproved weights."""
+
+    def __init__(self, actor: ray.actor.ActorHandle) -> None:
+        self._actor = actor
+        self.name = actor._actor_id.hex()[:8]
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._get(self._actor.init_weight_transfer_engine.remote(init_info))
+
+    def start_weight_update(self) -> None:
+        self._get(self._actor.start_weight_update.remote())
+
+    def update_weights(self, update_info: Any) -> None:
+        self._get(self._actor.update_weights.remote(update_info))
+
+    def finish_weight_update(self) -> None:
+        self._get(self._actor.finish_weight_update.remote())
+
+    def set_version(self, version: int) -> None:
+        self._get(self._actor.update_weight_version.remote(version))
+
+    def receive(self, version: int) -> None:
+        self._get(self._actor.receive_weights.remote(version))
+
+    def pause(self, clear_cache: bool) -> None:
+        self._get(self._actor.pause.remote(clear_cache))
+
+    def resume(self, version: int) -> None:
+        self._get(self._actor.resume.remote())
+
+    def reject(self, reason: str) -> None:
+        self._get(self._actor.reject.remote(reason))
+
+    def probe(self, sequences: Sequence[np.ndarray], temperature: float) -> Probe:
+        packed = pack_sequences(sequences)
+        scores, sampled = self._get(
+            [
+                self._actor.score.remote(packed, temperature),
+                self._actor.sample_one.remote(packed, temperature),
+            ]
+        )
+        return _joined(sequences, scores, sampled.unpack())
+
+    def world_size(self) -> int:
+        return self._get(self._actor.world_size.remote())
+
+    def _get(self, reference: Any) -> Any:
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise own_error(error) from None
+        except ray.exceptions.RayActorError as error:
+            raise ServerError(f"the vLLM server died: {error}") from error
+
+
+class HTTPControl(ServerControl):
+    """An external server. A paused one answers nothing, so its probe runs after the resume, under a
+    weight version `probing:N`; `HTTPSampler` holds completions with such tokens back until it is `N`."""
+
+    def __init__(self, sampler: HTTPSampler) -> None:
+        self._sampler = sampler
+        self.name = sampler.url
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="http-control", daemon=True).start()
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self._post("/init_weight_transfer_engine", {"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        self._post("/start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self._post("/update_weights", {"update_info": update_info})
+
+    def finish_weight_update(self) -> None:
+        self._post("/finish_weight_update")
+
+    def set_version(self, version: int) -> None:
+        self._label(f"{PROBING}{version}")
+
+    def pause(self, clear_cache: bool) -> None:
+        self._run(self._sampler.pause(clear_cache))
+
+    def resume(self, version: int) -> None:
+        """The probe has resumed it already; from now on its tokens count."""
+        self._label(str(version))
+
+    def reject(self, reason: str) -> None:
+        self._run(self._sampler.pause())
+        version = self._run(self._sampler.version())
+        self._label(f"{FAILED}{version} {reason}")
+
+    def probe(self, sequences: Sequence[np.ndarray], temperature: float) -> Probe:
+        async def both() -> tuple[list[np.ndarray], list[Completion]]:
+            await self._sampler.resume()
+            lists = [s.tolist() for s in sequences]
+            scores = await self._sampler.score(lists, temperature)
+            return scores, await self._sampler.sample_one(lists, temperature, in_doubt=True)
+
+        return _joined(sequences, *self._run(both()))
+
+    def world_size(self) -> int:
+        return self._run(self._sampler.get("/get_world_size"))["world_size"]
+
+    def _label(self, label: str) -> None:
+        self._post("/update_weight_version", {"new_version": label})
+
+    def _post(self, path: str, body: Any = None) -> Any:
+        return self._run(self._sampler.post(path, body))
+
+    def _run(self, coroutine: Any) -> Any:
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        except UsageError as error:
+            raise ServerError(str(error)) from error
+
+
+def control(server: Any) -> ServerControl:
+    """The control plane of an actor, a URL or a sampler."""
+    if isinstance(server, ServerControl):
+        return server
+    if isinstance(server, str):
+        return HTTPControl(HTTPSampler(server))
+    if isinstance(server, HTTPSampler):
+        return HTTPControl(server)
+    if isinstance(server, RaySampler):
+        return RayControl(server.actor)
+    if isinstance(server, ray.actor.ActorHandle):
+        return RayControl(server)
+    raise UsageError(f"not a vLLM server: {server!r} (expected an actor, a URL or a sampler)")
+
+
+def _joined(
+    sequences: Sequence[np.ndarray], scores: Sequence[np.ndarray], sampled: Sequence[Completion]
+) -> Probe:
+    token_ids = [np.concatenate([s, c.token_ids]) for s, c in zip(sequences, sampled, strict=True)]
+    logprobs = [np.concatenate([s, c.behaviour_logprobs]) for s, c in zip(scores, sampled, strict=True)]
+    return token_ids, logprobs

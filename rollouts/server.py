@@ -1,0 +1,439 @@
+"""A vLLM server as a Ray actor: batches of token ids in, `Completion`s out, new weights in between.
+
+The engine runs in the actor's own process (`rollouts.engine`), so it dies with the actor and the actor
+with its driver. Measured on two cores: start-up is mostly imports, and everything that would add to it
+(a second process, the tokenizer, torch.compile, the registry's import in a subprocess) is left out.
+
+Everything the model directory may override silently is overridden: sampling defaults of
+`generation_config.json` are ignored, logprobs are those of the distribution sampled from, and the output
+head is computed in fp32.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from reasoner.errors import ServerError, UsageError
+from reasoner.types import SamplingParams
+from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+LOG_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How one replica is started. `max_model_len` and `block_size` are in tokens."""
+
+    model: str  # a Hugging Face directory, or a hub name
+    dtype: str = "float32"
+    max_model_len: int = 512  # prompt and completion together
+    max_num_seqs: int = 512  # sequences computed at once; more wait
+    max_num_batched_tokens: int | None = None  # tokens a step, mostly prefill; None: vLLM's choice
+    kv_cache_gib: float = 1.0  # CPU only; on a GPU gpu_memory_utilization decides
+    block_size: int | None = 32  # prefix-cache granularity; prompts shorter than a block never hit
+    threads: int = 1  # torch threads of the engine (CPU)
+    seed: int = 0
+    device: str = "cpu"  # "cpu" | "cuda" (not run here)
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    enable_sleep_mode: bool = False  # GPU: the learner shares it
+    enable_prefix_caching: bool = True
+    stop_token_ids: tuple[int, ...] = ()  # beside the model's own end tokens
+    weight_transfer: str = "shared_memory"  # name in vLLM's weight-transfer factory
+
+    def __post_init__(self) -> None:
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"server device must be cpu or cuda, got {self.device!r}")
+        for name in ("max_model_len", "max_num_seqs", "threads", "tensor_parallel_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"server {name} must be at least 1, got {getattr(self, name)}")
+        if self.kv_cache_gib <= 0:
+            raise UsageError(f"server kv_cache_gib must be positive, got {self.kv_cache_gib}")
+
+
+@dataclass(frozen=True)
+class ServerStats:
+    """Counters since the start, and what is going on now."""
+
+    version: int
+    running: int  # requests in the engine
+    held: int  # requests waiting for a resume
+    tokens_generated: int
+    busy_s: float  # time spent in engine steps
+    startup_s: float
+
+
+class VLLMServer:
+    """The actor. Its weight-transfer methods carry the names vLLM's own trainers call."""
+
+    def __init__(self, config: ServerConfig, log_path: str | None = None) -> None:
+        started = time.perf_counter()
+        if log_path is not None:
+            _redirect_output(log_path)
+        _set_environment(config)
+        _die_with_parent()
+        from rollouts.engine import EngineLoop
+
+        self.config = config
+        self._core, self._vllm_config = _start_core(config)
+        self._vocab_size = self._vllm_config.model_config.get_vocab_size()
+        self._engine = EngineLoop(
+            self._core,
+            stop_token_ids=_stop_token_ids(config, self._vllm_config),
+            make_stop_check=self._make_stop_check,
+        )
+        self._startup_s = time.perf_counter() - started
+
+    # -- sampling --------------------------------------------------------------------------------------
+
+    async def generate(self, prompts: PackedSequences, params: SamplingParams) -> PackedCompletions:
+        """One completion a prompt. Raises UsageError for a prompt that cannot be served as asked."""
+        sequences = prompts.unpack()
+        self._check(sequences, params.max_tokens)
+        future = self._engine.generate(sequences, params)
+        try:
+            return pack_completions(await asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            self._engine.abort(future)
+            raise
+
+    async def score(self, sequences: PackedSequences, temperature: float) -> list[np.ndarray]:
+        """Teacher-forced logprobs (T,) of each sequence at `temperature`, entry 0 is 0."""
+        lists = sequences.unpack()
+        self._check(lists, 1)
+        return await asyncio.wrap_future(self._engine.score(lists, temperature))
+
+    async def sample_one(self, sequences: PackedSequences, temperature: float) -> PackedCompletions:
+        """One token after each sequence, sampled the ordinary way (prefix cache included)."""
+        lists = sequences.unpack()
+        self._check(lists, 1)
+        return pack_completions(await asyncio.wrap_future(self._engine.sample_one(lists, temperature)))
+
+    async def pause(self, clear_cache: bool = True) -> None:
+        """Stop computing; requests are kept. `clear_cache=False` leaves KV of the old weights behind."""
+        await asyncio.wrap_future(self._engine.pause(clear_cache))
+
+    async def resume(self) -> None:
+        await asyncio.wrap_future(self._engine.resume())
+
+    async def reject(self, reason: str) -> None:
+        """Fail everything with `reason` until a resume: this server's weights are not to be used."""
+        await asyncio.wrap_future(self._engine.reject(reason))
+
+    async def version(self) -> int:
+        return self._engine.version
+
+    async def health(self) -> None:
+        """Raises ServerError when the engine is dead or was rejected."""
+        reason = self._engine.dead or self._engine.failure
+        if reason is not None:
+            raise ServerError(reason)
+
+    async def stats(self) -> ServerStats:
+        engine = self._engine
+        return ServerStats(
+            version=engine.version,
+            running=engine.num_running,
+            held=engine.num_held,
+            tokens_generated=engine.tokens_generated,
+            busy_s=engine.busy_s,
+            startup_s=self._startup_s,
+        )
+
+    # -- weights (vLLM's weight-transfer protocol) -----------------------------------------------------
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._worker("init_weight_transfer_engine", _field(request, "init_info"))
+
+    async def start_weight_update(self) -> None:
+        if not self._engine.paused:
+            raise ServerError("pause the server before a weight update: updating while it runs kills it")
+        await self._worker("start_weight_update")
+
+    async def update_weights(self, request: Any) -> None:
+        await self._worker("update_weights", _field(request, "update_info"))
+
+    async def finish_weight_update(self, weight_version: str | None = None) -> None:
+        await self._worker("finish_weight_update")
+        if weight_version is not None:
+            await self.update_weight_version(weight_version)
+
+    async def update_weight_version(self, version: str | int) -> None:
+        await asyncio.wrap_future(self._engine.set_version(int(version)))
+
+    async def receive_weights(self, version: int) -> None:
+        """A whole update whose bytes are in place already (`shared_memory`), in one call."""
+        await self.start_weight_update()
+        await self.update_weights({})
+        await self.finish_weight_update()
+        await self.update_weight_version(version)
+
+    async def sleep(self, level: int = 1) -> None:
+        """GPU only, not run here: give weights and KV memory back until `wake_up`."""
+        self._needs_gpu()
+        await asyncio.wrap_future(self._engine.call(lambda: self._core.sleep(level)))
+
+    async def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        self._needs_gpu()
+        wanted = None if tags is None else list(tags)
+        await asyncio.wrap_future(self._engine.call(lambda: self._core.wake_up(wanted)))
+
+    async def world_size(self) -> int:
+        return self.config.tensor_parallel_size
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    async def _worker(self, method: str, *args: Any) -> None:
+        await asyncio.wrap_future(self._engine.call(lambda: self._core.collective_rpc(method, args=args)))
+
+    def _needs_gpu(self) -> None:
+        if self.config.device != "cuda" or not self.config.enable_sleep_mode:
+            raise UsageError("sleep and wake_up need device = cuda and enable_sleep_mode")
+
+    def _check(self, sequences: Sequence[Sequence[int]], max_tokens: int) -> None:
+        limit = self.config.max_model_len
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens must be at least 1, got {max_tokens}")
+        for sequence in sequences:
+            if not sequence:
+                raise UsageError("a prompt is empty: the model needs at least one token")
+            if len(sequence) + max_tokens > limit:
+                raise UsageError(
+                    f"a prompt of {len(sequence)} tokens and max_tokens {max_tokens} exceed the server's "
+                    f"context of {limit} tokens"
+                )
+            if min(sequence) < 0 or max(sequence) >= self._vocab_size:
+                bad = next(t for t in sequence if not 0 <= t < self._vocab_size)
+                raise UsageError(f"a prompt holds token {bad}, outside the vocabulary of {self._vocab_size}")
+
+    def _make_stop_check(self, stop: Sequence[str]) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.config.model)
+        window = max(len(s.encode()) for s in stop) + 4  # a token holds at least one byte
+
+        def hits(token_ids: list[int]) -> bool:
+            tail = tokenizer.decode(token_ids[-window:])
+            return any(s in tail for s in stop)
+
+        return hits
+
+
+def start_server(
+    config: ServerConfig,
+    *,
+    name: str,
+    log_dir: str | Path,
+    num_cpus: float = 0,
+    wait: bool = True,
+    timeout_s: float = 180.0,
+) -> ray.actor.ActorHandle:
+    """Start one replica; its output goes to `log_dir/server_NAME.log`.
+
+    With `wait=False` it returns at once: call `wait_until_ready` later, and do other slow things between.
+    Raises UsageError for a missing model directory, ServerError when it does not become healthy.
+    """
+    _check_model(config.model)
+    log_path = _log_path(log_dir, name)
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    log_path.write_text("")
+    actor_class = ray.remote(VLLMServer).options(
+        name=name,
+        max_concurrency=10_000,
+        num_cpus=num_cpus,
+        num_gpus=config.tensor_parallel_size if config.device == "cuda" else 0,
+        max_restarts=0,
+    )
+    actor = actor_class.remote(config, str(log_path))
+    if wait:
+        wait_until_ready({name: actor}, log_dir=log_dir, timeout_s=timeout_s)
+    return actor
+
+
+def wait_until_ready(
+    servers: dict[str, ray.actor.ActorHandle], *, log_dir: str | Path, timeout_s: float = 180.0
+) -> None:
+    """Wait until all named servers answer. Raises ServerError with the last log lines of one that does
+    not, after killing all of them."""
+    deadline = time.monotonic() + timeout_s
+    try:
+        for name, actor in servers.items():
+            _wait_for_one(name, actor, log_dir, max(0.0, deadline - time.monotonic()), timeout_s)
+    except BaseException:
+        for actor in servers.values():
+            ray.kill(actor)
+        raise
+
+
+def _wait_for_one(name: str, actor: Any, log_dir: str | Path, left_s: float, timeout_s: float) -> None:
+    tail = lambda: log_tail(_log_path(log_dir, name))  # noqa: E731
+    try:
+        ray.get(actor.health.remote(), timeout=left_s)
+    except ray.exceptions.GetTimeoutError:
+        raise ServerError(
+            f"server {name} is not ready after {timeout_s:.0f} s; its last lines:\n{tail()}"
+        ) from None
+    except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+        raise ServerError(f"server {name} did not start; its last lines:\n{tail()}") from error
+
+
+def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
+    """The last lines of a server's log, indented."""
+    if not path.exists():
+        return "    (no log)"
+    text = path.read_text(errors="replace").rstrip().splitlines()[-lines:]
+    return "\n".join("    " + line for line in text) or "    (empty log)"
+
+
+def _log_path(log_dir: str | Path, name: str) -> Path:
+    return Path(log_dir) / f"server_{name}.log"
+
+
+def _check_model(model: str) -> None:
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise UsageError(f"model directory {model} has no config.json")
+    elif path.is_absolute() or model.startswith(".") or model.count("/") > 1:
+        raise UsageError(f"model directory {model} does not exist")
+
+
+def _redirect_output(log_path: str) -> None:
+    """Send everything this process prints, C++ included, to the log file."""
+    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+def _die_with_parent() -> None:
+    """Leave when the parent is gone, even if it was killed: Ray does the same, but only between two
+    engine steps of a healthy worker."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watchdog", daemon=True).start()
+
+
+def _set_environment(config: ServerConfig) -> None:
+    """Before torch and vLLM are imported: afterwards they do not look any more."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
+    if config.device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def _start_core(config: ServerConfig) -> tuple[Any, VllmConfig]:
+    """vLLM's engine core in this process."""
+    import torch
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.core_client import InprocClient
+    from vllm.v1.executor import Executor
+
+    import rollouts.transfer
+
+    if config.device == "cpu":
+        torch.set_num_threads(config.threads)
+    rollouts.transfer.register()
+    _import_model_class(config.model)
+    vllm_config = EngineArgs(**_engine_args(config)).create_engine_config()
+    return InprocClient(vllm_config, Executor.get_class(vllm_config), log_stats=False), vllm_config
+
+
+def _engine_args(config: ServerConfig) -> dict[str, Any]:
+    from vllm.config import WeightTransferConfig
+
+    args: dict[str, Any] = {
+        "model": config.model,
+        "dtype": config.dtype,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "enable_prefix_caching": config.enable_prefix_caching,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "seed": config.seed,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": True,
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": -1,
+        "weight_transfer_config": WeightTransferConfig(backend=config.weight_transfer),
+        "hf_overrides": {"head_dtype": "float32"},
+    }
+    if config.block_size is not None:
+        args["block_size"] = config.block_size
+    if config.device == "cpu":
+        args |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+    else:
+        args |= {
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enable_sleep_mode": config.enable_sleep_mode,
+        }
+    return args
+
+
+def _import_model_class(model: str) -> None:
+    """Import the model's class here: otherwise vLLM's registry first inspects it in a subprocess that
+    imports all of vLLM again (10 s, unless its cache has it)."""
+    import json
+
+    from vllm import ModelRegistry
+
+    path = Path(model) / "config.json"
+    if not path.exists():
+        return
+    for architecture in json.loads(path.read_text()).get("architectures") or []:
+        entry = ModelRegistry.models.get(architecture)
+        if entry is not None:
+            ModelRegistry.register_model(architecture, entry.load_model_cls())
+
+
+def _stop_token_ids(config: ServerConfig, vllm_config: VllmConfig) -> list[int]:
+    """The end tokens named by config.json, generation_config.json and the caller."""
+    model_config = vllm_config.model_config
+    ids: set[int] = set(config.stop_token_ids)
+    for source in (model_config.hf_text_config.to_dict(), _generation_config(config.model)):
+        eos = source.get("eos_token_id")
+        if eos is not None:
+            ids.update([eos] if isinstance(eos, int) else eos)
+    return sorted(ids)
+
+
+def _generation_config(model: str) -> dict[str, Any]:
+    import json
+
+    path = Path(model) / "generation_config.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _field(request: Any, name: str) -> Any:
+    """vLLM's clients send request objects, ours plain dicts."""
+    return request if isinstance(request, dict) else getattr(request, name)

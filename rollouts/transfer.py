@@ -1,0 +1,120 @@
+"""The CPU weight-transfer backend, worker side: what runs inside a vLLM worker when weights arrive.
+
+vLLM chooses a transfer engine by name from its own factory; its built-in ones need CUDA. This module
+registers one more, `shared_memory`: the learner lays all parameters out in one mapped file, the worker
+maps the same file and loads from it. It is imported by the server actor, and in a stand-alone
+`vllm.entrypoints.openai.api_server` by `--worker-extension-cls rollouts.transfer.WorkerExtension`.
+
+Left out: anything for GPUs (vLLM's `nccl` and `ipc` are used there as they are) and transfer between
+hosts without a GPU. The learner's side is in `reasoner.weight_sync`; it does not import vLLM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+SHARED_MEMORY = "shared_memory"
+
+
+@dataclass
+class SharedMemoryInitInfo(WeightTransferInitInfo):
+    """Where every parameter lies in the mapped file. Offsets and `size` are in bytes."""
+
+    path: str
+    size: int
+    names: list[str]
+    dtypes: list[str]  # torch dtype names, e.g. "float32"
+    shapes: list[list[int]]
+    offsets: list[int]
+    repack_tied_heads: bool = True  # False only to show in a test that the repacking is needed
+
+
+@dataclass
+class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
+    """Nothing travels with an update: the layout was agreed on at init."""
+
+
+class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
+    """Loads the whole model from the mapped file in vLLM's checkpoint format (layerwise reload)."""
+
+    init_info_cls = SharedMemoryInitInfo
+    update_info_cls = SharedMemoryUpdateInfo
+
+    _buffer: torch.Tensor | None = None
+    _layout: SharedMemoryInitInfo | None = None
+
+    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
+        self._buffer = torch.from_file(init_info.path, shared=True, size=init_info.size, dtype=torch.uint8)
+        self._layout = init_info
+
+    def start_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict) -> None:
+        """As the base class, without the accelerator synchronisation that a CPU has no need of."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
+        if self._layout is None:
+            raise RuntimeError("weights arrived before init_weight_transfer_engine")
+        self.model.load_weights(self._weights())
+
+    def finish_weight_update(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self._layout is None or self._layout.repack_tied_heads:
+            repack_tied_heads(self.model)
+
+    def shutdown(self) -> None:
+        self._buffer = None
+        self._layout = None
+
+    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Views into the mapped file, in the trainer's parameter order."""
+        assert self._layout is not None and self._buffer is not None
+        layout = self._layout
+        for name, dtype_name, shape, offset in zip(
+            layout.names, layout.dtypes, layout.shapes, layout.offsets, strict=True
+        ):
+            dtype = getattr(torch, dtype_name)
+            end = offset + torch.Size(shape).numel() * dtype.itemsize
+            yield name, self._buffer[offset:end].view(dtype).view(shape)
+
+
+def repack_tied_heads(model: torch.nn.Module) -> None:
+    """Rebuild the packed copy of a tied output head from the embedding it shares.
+
+    On CPUs vLLM computes logits from a packed copy of `lm_head.weight`. A tied head has no weight of its
+    own in the checkpoint, so the layerwise reload leaves that copy at the old embedding and logprobs are
+    silently wrong by several nats.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and module.weight.device.type == "cpu":
+            module.quant_method.process_weights_after_loading(module)
+
+
+def register() -> None:
+    """Make `shared_memory` known to vLLM's factory in this process (idempotent)."""
+    if SHARED_MEMORY not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(SHARED_MEMORY, SharedMemoryEngine)
+
+
+class WorkerExtension:
+    """Mixed into vLLM's worker by `--worker-extension-cls`; importing this module registers the backend."""
+
+
+register()
