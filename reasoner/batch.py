@@ -7,6 +7,7 @@ Groups may straddle both, because the batch builder has already put every denomi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -143,14 +144,14 @@ def split_micro_batches(batch: TrainBatch, max_tokens: int) -> list[BatchPart]:
         raise UsageError(f"micro_batch_tokens must be at least 1, not {max_tokens}")
     lengths = np.diff(batch.cu_seqlens)
     order = np.argsort(lengths, kind="stable")
-    target = batch.num_tokens / max(1, -(-batch.num_tokens // max_tokens))
     parts: list[list[int]] = [[]]
-    tokens = 0
+    tokens, left = 0, batch.num_tokens  # of this part; of this part and those to come
     for i in order:
         length = int(lengths[i])
-        full = tokens + length > max_tokens or tokens + length / 2 > target
-        if parts[-1] and full:
+        target = left / math.ceil(left / max_tokens)
+        if parts[-1] and (tokens + length > max_tokens or tokens + length / 2 > target):
             parts.append([])
+            left -= tokens
             tokens = 0
         parts[-1].append(int(i))
         tokens += length

@@ -24,8 +24,8 @@ from reasoner.errors import UsageError
 ATTENTION_NAME = "packed"
 #: Padded slots a bucket may have for each real token: more means fewer buckets and more wasted attention.
 MAX_PADDING = 0.15
-#: Below this many tokens another bucket costs more in calls than its padding would.
-MIN_BUCKET_TOKENS = 512
+#: Padded slots a bucket may have in any case: another attention call would cost more.
+FREE_PADDING = 512
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ def _bucket(cu_seqlens: np.ndarray, first: int, last: int, device: str | torch.d
 
 
 def _cut_by_length(lengths: np.ndarray) -> list[int]:
-    """Borders of runs of the ascending `lengths` (R,) that pad at most `MAX_PADDING`, or are small."""
+    """Borders of runs of the ascending `lengths` (R,) within the two limits on padding."""
     cuts, tokens = [0], 0
     for i, length in enumerate(lengths):
         padding = (i - cuts[-1]) * int(length) - tokens
-        if tokens >= MIN_BUCKET_TOKENS and padding > MAX_PADDING * (tokens + length):
+        if padding > max(FREE_PADDING, MAX_PADDING * (tokens + length)):
             cuts.append(i)
             tokens = 0
         tokens += int(length)
