@@ -1,6 +1,6 @@
 """The command line. Every command is a thin call into the library, which stays unloaded until it is needed.
 
-Exit codes: 0 done; 2 bad usage or bad input, with one message; 1 failure; 130 after Ctrl-C with everything saved.
+Exit codes: 0 done; 2 bad usage or bad input, with one message; 1 failure; 130 after Ctrl-C, saved.
 """
 
 from __future__ import annotations

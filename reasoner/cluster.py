@@ -6,6 +6,7 @@ nor vLLM. On exit every actor is killed; a Ray that we started is shut down with
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,13 @@ class Processes:
     workers: list[Any]
     learner: Any | None
 
+    def sleep_servers(self) -> None:
+        """Colocated on a GPU: servers give their memory back while the learner works."""
+        ray.get([server.sleep.remote() for server in self.servers])
+
+    def wake_servers(self) -> None:
+        ray.get([server.wake_up.remote() for server in self.servers])
+
     def stop(self) -> None:
         for worker in self.workers:
             _quietly(worker.close.remote())
@@ -41,7 +49,7 @@ class Processes:
 
 
 class WorkerActor:
-    """A `RolloutWorker` in a Ray process of its own. `setup` is a call, so that its errors arrive as themselves."""
+    """A `RolloutWorker` in its own Ray process. `setup` is a call so that its errors arrive as they are."""
 
     async def setup(
         self, samplers: Sequence[Sampler], model: ModelSource, template: str, config: Config, verifier: Any
@@ -79,20 +87,18 @@ class LearnerActor:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.learner = Learner(
             model_path,
-            LearnerConfig(
-                **{
-                    name: getattr(keys, name)
-                    for name in LearnerConfig.__dataclass_fields__
-                    if hasattr(keys, name)
-                }
-            ),
+            LearnerConfig.of(keys),
             temperature=config.rollout.temperature,
             seed=config.seed,
             device=device,
             reference_path=base_path,
         )
         self.weight_sync = WeightSync(
-            samplers, temperature=config.rollout.temperature, dtype=config.server.dtype
+            samplers,
+            _transfer(device, config),
+            score=self.learner.score,
+            temperature=config.rollout.temperature,
+            dtype=config.server.dtype,
         )
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
@@ -100,7 +106,7 @@ class LearnerActor:
 
     def sync(self, version: int) -> Any:
         """New weights to every server, proved by a logprob probe before any of them serves again."""
-        return self.weight_sync.sync(self.learner.model, version, self.learner.score)
+        return self.weight_sync.sync(self.learner.model, version)
 
     def save(self, path: Path) -> None:
         self.learner.save(path)
@@ -108,6 +114,14 @@ class LearnerActor:
 
     def load_trainer(self, path: Path) -> None:
         self.learner.load_trainer(path / "trainer")
+
+
+def _transfer(device: str, config: Config) -> str:
+    """vLLM's weight-transfer backend: a mapped file on CPU, CUDA IPC on one shared GPU, else NCCL (the two
+    GPU ones were not run by us)."""
+    if device == "cpu":
+        return "shared_memory"
+    return "ipc" if config.cluster.colocate else "nccl"
 
 
 def context_tokens(config: Config, model: ModelSource) -> int:
@@ -156,6 +170,8 @@ def start(
     side by side; returns when all are ready.
 
     Raises ServerError with the last log lines of a server that never becomes healthy."""
+    if config.cluster.colocate and not _on_gpu(config):
+        raise UsageError("cluster.colocate shares a GPU, and there is none: leave it off on CPU")
     processes = Processes([], [], None)
     timeout_s = config.server.startup_timeout_s
     try:
@@ -169,12 +185,16 @@ def start(
         processes.servers.extend(servers.values())
         samplers: list[Sampler] = [RaySampler(server) for server in processes.servers]
         samplers += [HTTPSampler(url) for url in config.server.addresses]
+        for sampler in samplers[len(processes.servers) :]:
+            asyncio.run(_check_external(sampler))
         pending = []
         if learner_base is not None:
-            environment = {"env_vars": {"OMP_NUM_THREADS": str(config.learner.threads)}}
-            actor = ray.remote(num_cpus=1, num_gpus=int(_on_gpu(config)), runtime_env=environment)(
-                LearnerActor
-            )
+            share = 0.5 if config.cluster.colocate else 1.0
+            actor = ray.remote(
+                num_cpus=1,
+                num_gpus=share * _on_gpu(config),
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.learner.threads)}},
+            )(LearnerActor)
             processes.learner = actor.remote()
             pending.append(
                 processes.learner.setup.remote(str(model.path), str(learner_base), config, samplers)
@@ -217,6 +237,7 @@ def _on_gpu(config: Config) -> bool:
 
 def _server_config(config: Config, model: ModelSource) -> ServerConfig:
     server = config.server
+    device = "cuda" if _on_gpu(config) else "cpu"
     return ServerConfig(
         model=str(model.path),
         dtype=server.dtype,
@@ -225,9 +246,20 @@ def _server_config(config: Config, model: ModelSource) -> ServerConfig:
         kv_cache_gib=server.kv_cache_gib,
         threads=server.threads,
         seed=config.seed,
+        device=device,
         tensor_parallel_size=server.tensor_parallel,
         gpu_memory_utilization=server.gpu_memory_utilization,
+        enable_sleep_mode=device == "cuda" and config.cluster.colocate,
+        weight_transfer=_transfer(device, config),
     )
+
+
+async def _check_external(sampler: Sampler) -> None:
+    """A server that somebody else started must answer before anything else is started."""
+    try:
+        await sampler.health()
+    except ServerError as e:
+        raise ServerError(f"the server in server.addresses cannot be used: {e}") from None
 
 
 def _quietly(ref: Any) -> None:

@@ -156,13 +156,13 @@ class Config(Section):
     def _possible(self) -> Config:
         if self.rollout.top_p != 1.0:
             raise ValueError(
-                f"rollout.top_p is {self.rollout.top_p}: training samples the whole distribution, because the "
-                "learner cannot score tokens of a cut one; leave it at 1"
+                f"rollout.top_p is {self.rollout.top_p}: training samples the whole distribution, because "
+                "the learner cannot score tokens of a cut one; leave it at 1"
             )
         if self.rollout.group_size < 2 and self.learner.estimator in ("grpo", "dr_grpo", "rloo"):
             raise ValueError(
-                f"rollout.group_size is {self.rollout.group_size}, but the estimator {self.learner.estimator} compares "
-                "rollouts of one group: use at least 2, or learner.estimator = reinforce_pp"
+                f"rollout.group_size is {self.rollout.group_size}, but the estimator "
+                f"{self.learner.estimator} compares rollouts of one group: use at least 2, or learner.estimator = reinforce_pp"
             )
         context = self.server.context_tokens
         if context and self.rollout.max_tokens >= context:
@@ -221,7 +221,7 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
 
 
 def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
-    """`--learner.lr 1e-4 --eval.every=5` → {"learner.lr": "1e-4", …}; values are read as TOML, else as text."""
+    """`--learner.lr 1e-4 --eval.every=5` → {"learner.lr": "1e-4", …}; read as TOML, else as text."""
     known = {key: default for key, default, _ in config_keys()}
     overrides: dict[str, Any] = {}
     rest = list(args)

@@ -1,8 +1,8 @@
 """Evaluation through the same path that training samples by: workers, servers, verifier.
 
 `evaluate_split` is used inside the training loop; `evaluate` is the public entry behind `reasoner eval`.
-pass@k is the unbiased estimator of arXiv 2107.03374 eq. 1. Not here yet: majority votes, best-of-n by a scorer,
-thinking budgets and the exchange rate; their fields in eval.json are null.
+pass@k is the unbiased estimator of arXiv 2107.03374 eq. 1. Not here yet: majority votes, best-of-n by
+a scorer, thinking budgets and the exchange rate; their fields in eval.json are null.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from envs.tasks import load_tasks
 from reasoner import cluster
 from reasoner.config import Config
 from reasoner.flops import FlopCounter
+from reasoner.model_source import resolve_model
 from reasoner.run import prompt_template, provenance
 from reasoner.self_correction import self_corrected
-from reasoner.model_source import resolve_model
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, Task
 
 SPLITS = ("held_out", "ood")
@@ -49,8 +49,8 @@ def evaluate_split(
     chunk: int = 64,
     on_wait: Callable[[], None] = lambda: None,
 ) -> list[Group]:
-    """`samples` verified rollouts of every task, in task order. `on_wait` is called about once a second and may
-    raise to stop."""
+    """`samples` verified rollouts of every task, in task order. `on_wait` is called about once a second;
+    it may raise to stop."""
     pending: dict[Any, int] = {}
     for i, start in enumerate(range(0, len(tasks), chunk)):
         worker = workers[i % len(workers)]
@@ -110,8 +110,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates `config.model` on the splits of `config.tasks.source`; returns the contents of eval.json.
 
-    Problems and samples are `config.eval`'s, budget and temperature `config.rollout`'s. Starts and stops its own
-    server and workers. Raises UsageError for a model, tasks or verifier that cannot be used."""
+    Problems and samples are `config.eval`'s, budget and temperature `config.rollout`'s. Starts and stops its
+    own server and workers. Raises UsageError for a model, tasks or verifier that cannot be used."""
     model = resolve_model(config.model)
     template = prompt_template(config.tasks.template, model)
     source = load_tasks(config.tasks.source, config.seed)

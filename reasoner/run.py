@@ -107,7 +107,7 @@ def _new_path(config: Config) -> Path:
     path = runs / config.name
     if path.exists():
         raise UsageError(
-            f"{path} exists already: choose another --name, or continue it with: reasoner train --resume {path}"
+            f"{path} exists already: choose another --name, or continue it: reasoner train --resume {path}"
         )
     return path
 

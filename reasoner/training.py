@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +31,11 @@ from reasoner.batch import build_batch, trained_rollouts
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.display import Display
-from reasoner.errors import ReasonerError
+from reasoner.errors import ReasonerError, UsageError
 from reasoner.evaluation import SPLITS, evaluate_split, summarise
 from reasoner.flops import FlopCounter
 from reasoner.journal import Journal, Use
 from reasoner.metrics import MetricsWriter, Timeline, step_metrics
-from reasoner.report import write_report
 from reasoner.run import Run, prepare
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams
 from rollouts.queue import RolloutQueue
@@ -95,20 +95,28 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
     processes = None
     try:
         with display, _stop_signals() as stop_requested:
-            display.message("starting Ray, vLLM and the learner …")
+            display.status("starting Ray, vLLM and the learner …")
             cluster.connect(config.cluster.address)
             processes = cluster.start(
                 config, run.model, run.template, run.verifier, run.log_dir, learner_base=run.base_model.path
             )
             Loop(run, processes, display, stop_requested).run()
     except (ray.exceptions.RayError, ReasonerError) as e:
-        raise cluster.unwrap(e) from None
+        raise _explained(cluster.unwrap(e), run) from None
     finally:
         if processes is not None:
             processes.stop()
-        if not config.cluster.address:
-            ray.shutdown()
+        ray.shutdown()
     return run.path
+
+
+def _explained(error: BaseException, run: Run) -> BaseException:
+    """The error with what is left of the run: how to go on, or nothing where nothing had begun."""
+    if CheckpointStore(run.path).latest() is not None:
+        return ReasonerError(f"{error}\nThe run is saved. Continue with: reasoner train --resume {run.path}")
+    if isinstance(error, UsageError) and not run.resumed:
+        shutil.rmtree(run.path)
+    return error
 
 
 class Loop:
@@ -141,6 +149,7 @@ class Loop:
             self._restore_queue()
         self.calls: dict[Any, int] = {}  # Ray reference of a running group → its index in the stream
         self.replaced: list[Group] = []  # since the last step, when they are replaced
+        self.between_steps = True  # learner, journal and progress agree: a checkpoint may be written
         self.timeline = Timeline()
         self.last_verify_seconds = 0.0
         self.started = time.monotonic() - self.progress.seconds
@@ -164,7 +173,7 @@ class Loop:
         finally:
             self.metrics.close()
             self.journal.close()
-            write_report(self.run_.path)
+            self._write_report()
         if self.saved_step != self.progress.step:
             self.save()
 
@@ -176,12 +185,14 @@ class Loop:
         self._check_scored(groups)
         kept, filtered = self._filter(groups)
         version = self.queue.version
+        self.between_steps = False
         update = self._update(kept) if kept else None
         with self.timeline.measure("sync"):
             sync = self._sync(version + 1)
         self.progress.step += 1
         self.progress.policy_version = self.queue.version
         self._journal_fates(kept, filtered, stale, update)
+        self.between_steps = True
         self._record(StepOutcome(version, groups, kept, filtered, stale, update, sync))
 
     def _update(self, groups: list[Group]) -> Update:
@@ -200,7 +211,7 @@ class Loop:
             constant_tokens=self.config.rollout.max_tokens,
             mask_truncated=learner.mask_truncated,
         )
-        with self.timeline.measure("learn"):
+        with self.timeline.measure("learn"), self._servers_aside():
             result = self._wait(self.processes.learner.update.remote(batch, self._lr_scale()))
         logprobs = np.split(result.learner_logprobs, batch.cu_seqlens[1:-1])
         chosen = trained_rollouts(groups, advantages, mask_truncated=learner.mask_truncated)
@@ -209,6 +220,16 @@ class Loop:
             for position, r in enumerate(chosen)
         ]
         return Update(result.metrics, uses, [len(r.rollout.token_ids) for r in chosen])
+
+    @contextmanager
+    def _servers_aside(self) -> Iterator[None]:
+        """Colocated learner and servers take turns on the GPU."""
+        if not self.config.cluster.colocate:
+            yield
+            return
+        self.processes.sleep_servers()
+        yield
+        self.processes.wake_servers()
 
     # ------------------------------------------------------------------ sampling
 
@@ -223,7 +244,8 @@ class Loop:
             self._check_stop()
             if time.monotonic() > deadline:
                 raise ReasonerError(
-                    f"no group finished for {STALL_S:.0f} s ({len(self.calls)} running); logs: {self.run_.log_dir}"
+                    f"no group finished for {STALL_S:.0f} s ({len(self.calls)} running); "
+                    f"logs: {self.run_.log_dir}"
                 )
 
     def _admit(self) -> None:
@@ -309,7 +331,7 @@ class Loop:
             tasks = self.source.split(split, config.problems)
             if not tasks:
                 continue
-            self.display.message(f"evaluating {split}: {len(tasks)} problems × {config.samples}")
+            self.display.status(f"evaluating {split}: {len(tasks)} problems × {config.samples}")
             groups = evaluate_split(
                 self.processes.workers, tasks, config.samples, self._sampling(), on_wait=self._check_stop
             )
@@ -320,13 +342,19 @@ class Loop:
     def _record_initial_evaluation(self) -> None:
         evaluation = self.evaluate()
         line = step_metrics(step=0, policy_version=0, seconds=self.timeline.lap(), evaluation=evaluation)
-        self.display.update(self.metrics.write(line), sample=None)
+        self.display.update(self.metrics.write(line))
 
     def _record(self, out: StepOutcome) -> None:
         step, final = self.progress.step, self.progress.step == self.config.steps
         seconds = self._lap()
         every = self.config.eval.every
-        evaluation = self.evaluate() if final or (every and step % every == 0) else None
+        stopped: Interrupted | None = None
+        evaluation = None
+        if final or (every and step % every == 0):
+            try:
+                evaluation = self.evaluate()
+            except Interrupted as e:  # the step itself is done: it is recorded and saved
+                stopped = e
         everything = [*out.groups, *out.stale, *self.replaced]
         lengths = [len(r.token_ids) for g in everything for r in g.rollouts]
         sampled = sum(r.num_action_tokens for g in everything for r in g.rollouts)
@@ -350,10 +378,13 @@ class Loop:
             elapsed_s=time.monotonic() - self.started,
         )
         self.replaced = []
-        self.display.update(self.metrics.write(line), sample=_sample(everything))
+        sample = _sample(everything)
+        self.display.update(self.metrics.write(line), sample, str(sample.task.prompt) if sample else "")
         if self.config.checkpoint.every and step % self.config.checkpoint.every == 0 and not final:
             self.save()
         self.timeline.lap()
+        if stopped:
+            raise stopped
 
     def _lap(self) -> dict[str, float]:
         """The step's seconds; the last group's verification was waited for as part of the rollout phase."""
@@ -390,6 +421,9 @@ class Loop:
         self.saved_step = self.progress.step
 
     def _save_if_possible(self) -> None:
+        """After a failure: saves unless it struck inside a step or the learner is gone."""
+        if not self.between_steps or self.saved_step == self.progress.step:
+            return
         try:
             self.save()
         except (ray.exceptions.RayError, ReasonerError) as e:
@@ -411,6 +445,11 @@ class Loop:
         self.progress.outstanding = [i for i in self.progress.outstanding if i not in restored]
 
     # ------------------------------------------------------------------ small print
+
+    def _write_report(self) -> None:
+        from reasoner.report import write_report
+
+        write_report(self.run_.path)
 
     def _sampling(self) -> SamplingParams:
         rollout = self.config.rollout
@@ -435,7 +474,8 @@ class Loop:
         verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
         if verdicts and all(v.status in ("error", "bad_reference") for v in verdicts):
             raise ReasonerError(
-                f"the verifier scored none of {len(verdicts)} rollouts: {verdicts[0].status}: {verdicts[0].detail}"
+                f"the verifier scored none of {len(verdicts)} rollouts: "
+                f"{verdicts[0].status}: {verdicts[0].detail}"
             )
 
 

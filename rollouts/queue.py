@@ -3,7 +3,8 @@
 Staleness of a rollout is the learner's version minus the version of its oldest action token. A new group is
 admitted while
 
-    running < max_concurrent  and  trained + queued + running < (max_staleness + version + 1) · groups_per_step
+    running < max_concurrent
+    trained + queued + running < (max_staleness + version + 1) · groups_per_step
 
 so at max_staleness 0 nothing runs ahead of the policy. The learner waits for a straggler rather than letting
 it grow too old: dropping what took longest would teach brevity.

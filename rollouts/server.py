@@ -12,6 +12,7 @@ head is computed in fp32.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
@@ -86,6 +87,7 @@ class VLLMServer:
             _redirect_output(log_path)
         _set_environment(config)
         _die_with_parent()
+        gc.disable()  # imports make objects by the million and hardly any garbage
         from rollouts.engine import EngineLoop
 
         self.config = config
@@ -96,6 +98,7 @@ class VLLMServer:
             stop_token_ids=_stop_token_ids(config, self._vllm_config),
             make_stop_check=self._make_stop_check,
         )
+        gc.enable()
         self._startup_s = time.perf_counter() - started
 
     # -- sampling --------------------------------------------------------------------------------------
@@ -258,13 +261,20 @@ def start_server(
         name=name,
         max_concurrency=10_000,
         num_cpus=num_cpus,
-        num_gpus=config.tensor_parallel_size if config.device == "cuda" else 0,
+        num_gpus=_num_gpus(config),
         max_restarts=0,
     )
     actor = actor_class.remote(config, str(log_path))
     if wait:
         wait_until_ready({name: actor}, log_dir=log_dir, timeout_s=timeout_s)
     return actor
+
+
+def _num_gpus(config: ServerConfig) -> float:
+    """GPUs Ray reserves; half of one where a learner shares it (sleep mode)."""
+    if config.device != "cuda":
+        return 0.0
+    return config.tensor_parallel_size * (0.5 if config.enable_sleep_mode else 1.0)
 
 
 def wait_until_ready(
@@ -365,6 +375,7 @@ def _start_core(config: ServerConfig) -> tuple[Any, VllmConfig]:
     rollouts.transfer.register()
     _import_model_class(config.model)
     vllm_config = EngineArgs(**_engine_args(config)).create_engine_config()
+    gc.freeze()  # vLLM collects several times while it starts: 0.3 s each over all that was imported
     return InprocClient(vllm_config, Executor.get_class(vllm_config), log_stats=False), vllm_config
 
 

@@ -156,7 +156,7 @@ class RolloutWorker:
             by_budget[min(params.max_tokens - episode.actions, room)].append(episode)
         if min(by_budget) < 1 and not all(e.actions for e in by_budget[min(by_budget)]):
             raise ServerError(
-                f"a prompt fills the whole context of {self.context_tokens} tokens: raise server.context_tokens"
+                f"a prompt fills the context of {self.context_tokens} tokens: raise server.context_tokens"
             )
         await asyncio.gather(
             *(
