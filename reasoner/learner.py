@@ -344,9 +344,10 @@ def load_model(path: str | Path, device: torch.device) -> nn.Module:
     whose logits are more than a product of hidden states and output head.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils import is_flash_attn_2_available, logging
 
     flash = device.type == "cuda" and is_flash_attn_2_available()
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         path, attn_implementation="flash_attention_2" if flash else ATTENTION_NAME, dtype=torch.float32
     )

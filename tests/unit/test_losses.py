@@ -1,4 +1,4 @@
-"""Losses: small numbers by hand, gradients against the written-out formulas, clipping exactly where it belongs."""
+"""Losses: small numbers by hand, gradients against the written-out formulas, clipping where it belongs."""
 
 from __future__ import annotations
 

@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from reasoner.packed import FREE_PADDING, MAX_PADDING, packed_hidden, plan_layout
 
-SIZES = dict(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=128,
-)
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 LENGTHS = [5, 17, 3, 17, 40, 1, 9]
 
 
@@ -49,7 +49,9 @@ def one_by_one(model, ids, cu):
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama", "sliding_window"])
-@pytest.mark.parametrize("lengths", [LENGTHS, sorted(LENGTHS), [6, 6, 6]], ids=["unsorted", "sorted", "equal"])
+@pytest.mark.parametrize(
+    "lengths", [LENGTHS, sorted(LENGTHS), [6, 6, 6]], ids=["unsorted", "sorted", "equal"]
+)
 def test_equals_one_rollout_at_a_time(kind, lengths, monkeypatch):
     monkeypatch.setattr("reasoner.packed.FREE_PADDING", 10)  # several buckets
     packed, plain = pair(kind)
@@ -62,7 +64,9 @@ def test_equals_one_rollout_at_a_time(kind, lengths, monkeypatch):
     (expected * upstream).sum().backward()
     for (name, a), b in zip(packed.named_parameters(), plain.parameters(), strict=True):
         if b.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                a.grad, b.grad, atol=1e-4, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_equals_the_padded_batch():

@@ -1,0 +1,305 @@
+"""The learner on a tiny random model: exact logprobs, exact gradients, exact resume, bad numbers refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma2Config, Qwen3Config
+
+from reasoner.batch import select_rollouts
+from reasoner.errors import UsageError
+from reasoner.learner import Learner, LearnerConfig, importance_metrics
+from reasoner.types import TrainBatch
+
+V = 31
+TEMPERATURE = 0.8
+LENGTHS = [6, 13, 9, 4, 21, 9]
+PROMPT = 3
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=V,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    path = tmp_path_factory.mktemp("model")
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    (path / "tokenizer.json").write_text('{"kept": "as it is"}')
+    return path
+
+
+def learner(model_dir, **settings) -> Learner:
+    defaults = {"lr": 1e-2, "grad_clip": 1e9}
+    return Learner(model_dir, LearnerConfig(**{**defaults, **settings}), temperature=TEMPERATURE)
+
+
+def token_ids(seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, V, n).astype(np.int32) for n in LENGTHS]
+
+
+def make_batch(behaviour: list[np.ndarray], seed: int = 0) -> TrainBatch:
+    rng = np.random.default_rng(seed + 1)
+    ids = token_ids(seed)
+    mask = np.concatenate([np.arange(n) >= PROMPT for n in LENGTHS])
+    advantage = rng.standard_normal(len(LENGTHS))
+    return TrainBatch(
+        token_ids=np.concatenate(ids),
+        cu_seqlens=np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32),
+        action_mask=mask,
+        behaviour_logprobs=np.where(mask, np.concatenate(behaviour), 0).astype(np.float32),
+        advantages=np.where(mask, np.repeat(advantage, LENGTHS), 0).astype(np.float32),
+        loss_weight=np.where(mask, 1 / mask.sum(), 0).astype(np.float32),
+    )
+
+
+def on_policy_batch(model_dir) -> TrainBatch:
+    return make_batch(learner(model_dir).score(token_ids()))
+
+
+def weights(a: Learner) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in a.model.named_parameters()}
+
+
+def reference_logprobs(model, ids: np.ndarray, temperature: float = TEMPERATURE) -> torch.Tensor:
+    tokens = torch.from_numpy(ids).long()
+    table = torch.log_softmax(model(tokens[None]).logits[0] / temperature, -1)
+    return torch.cat([torch.zeros(1), table[:-1].gather(1, tokens[1:, None]).squeeze(1)])
+
+
+def test_score_equals_transformers_in_any_micro_batch(model_dir):
+    plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    expected = [reference_logprobs(plain, ids).detach().numpy() for ids in token_ids()]
+    for budget in (1, 25, 10_000):
+        scored = learner(model_dir, micro_batch_tokens=budget).score(token_ids())
+        for a, b in zip(scored, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert learner(model_dir).score([]) == []
+
+
+def test_update_is_the_gradient_of_the_formula(model_dir):
+    """The first AdamW step is -lr g / (|g| + eps): compared through the norm and the sign of the gradient."""
+    batch = on_policy_batch(model_dir)
+    plain = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    logprobs = torch.cat([reference_logprobs(plain, ids) for ids in token_ids()])
+    loss = -(torch.from_numpy(batch.loss_weight * batch.advantages) * logprobs).sum()
+    loss.backward()
+    grads = {name: p.grad for name, p in plain.named_parameters()}
+    norm = torch.stack([g.norm() for g in grads.values()]).norm().item()
+
+    for budget in (1, 10_000):
+        trained = learner(model_dir, micro_batch_tokens=budget)
+        before = weights(trained)
+        result = trained.update(batch)
+        assert result.metrics["loss"] == pytest.approx(loss.item(), abs=1e-5)
+        assert result.metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        for name, after in weights(trained).items():
+            clear = grads[name].abs() > 1e-5
+            step = (after - before[name])[clear]
+            torch.testing.assert_close(step, -1e-2 * grads[name][clear].sign(), atol=2e-5, rtol=0)
+
+
+def test_on_policy_metrics_and_planted_faults(model_dir):
+    batch = on_policy_batch(model_dir)
+    result = learner(model_dir).update(batch)
+    metrics = result.metrics
+    assert metrics["kl_behaviour"] == pytest.approx(0, abs=1e-9)
+    assert metrics["ess"] == pytest.approx(1)
+    assert metrics["logprob_diff_max"] < 1e-5
+    assert metrics["clip_rate"] == 0 and metrics["skipped_updates"] == 0
+    assert 0 < metrics["entropy"] < np.log(V)
+    assert metrics["tokens"] == sum(LENGTHS) and metrics["action_tokens"] == batch.num_action_tokens
+    assert metrics["flops"] > 6 * sum(LENGTHS) * V * 16
+    np.testing.assert_allclose(result.learner_logprobs, batch.behaviour_logprobs, atol=1e-5)
+    assert (result.learner_logprobs[~batch.action_mask] == 0).all()
+
+    other_temperature = Learner(model_dir, LearnerConfig(), temperature=1.0).update(batch).metrics
+    assert other_temperature["logprob_diff_max"] > 1e-2 and other_temperature["ess"] < 1 - 1e-4
+    shifted = replace(batch, behaviour_logprobs=np.roll(batch.behaviour_logprobs, 1))
+    assert learner(model_dir).update(shifted).metrics["logprob_diff_max"] > 1e-2
+
+
+def test_importance_metrics_by_hand(model_dir):
+    batch = select_rollouts(on_policy_batch(model_dir), np.array([3])).batch  # one action token
+    two = replace(
+        batch,
+        action_mask=np.array([False, False, True, True]),
+        behaviour_logprobs=np.zeros(4, dtype=np.float32),
+    )
+    metrics = importance_metrics(np.log(np.array([9.0, 9.0, 1.0, 3.0])).astype(np.float32), two)
+    assert metrics["ess"] == pytest.approx((1 + 3) ** 2 / (2 * (1 + 9)))
+    assert metrics["kl_behaviour"] == pytest.approx((3 - 1 - np.log(3)) / 2)
+    assert metrics["ratio_max"] == pytest.approx(3)
+
+
+def test_what_is_rewarded_becomes_likelier(model_dir):
+    trained = learner(model_dir, lr=3e-3)
+    for _ in range(10):
+        result = trained.update(make_batch(trained.score(token_ids())))
+    batch, before = on_policy_batch(model_dir), on_policy_batch(model_dir).behaviour_logprobs
+    gain = (np.concatenate(trained.score(token_ids())) - before)[batch.action_mask]
+    assert float((gain * batch.advantages[batch.action_mask]).sum()) > 1.0
+    assert trained.policy_version == 10 and result.metrics["grad_norm"] > 0
+
+
+def test_pi_prox_is_the_policy_that_met_the_batch(model_dir):
+    """With several minibatches the second one's ratio is to the policy before the first step, not to 1."""
+    batch = on_policy_batch(model_dir)
+    settings = {"loss": "ppo_clip", "eps_low": 0.0, "eps_high": 0.0, "lr": 5e-2, "ratio_cap": None}
+    one, three = learner(model_dir, **settings), learner(model_dir, **settings, minibatches=3)
+    met = np.where(batch.action_mask, np.concatenate(three.score(token_ids())), 0)
+    first, second = one.update(batch), three.update(batch)
+    assert first.metrics["clip_rate"] == 0
+    assert second.metrics["clip_rate"] > 0.1
+    np.testing.assert_allclose(first.learner_logprobs, met, atol=1e-5)
+    np.testing.assert_allclose(second.learner_logprobs, met, atol=1e-5)
+    assert (one.optimizer_steps, three.optimizer_steps) == (1, 3)
+    assert one.policy_version == three.policy_version == 1
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(model_dir):
+    batch = on_policy_batch(model_dir)
+    trained = learner(model_dir)
+    before = weights(trained)
+    bad = batch.advantages.copy()
+    bad[PROMPT] = np.inf
+    metrics = trained.update(replace(batch, advantages=bad)).metrics
+    assert metrics["skipped_updates"] == 1 and not np.isfinite(metrics["grad_norm"])
+    assert all(torch.equal(before[name], after) for name, after in weights(trained).items())
+    assert trained.policy_version == 1
+    assert trained.update(batch).metrics["skipped_updates"] == 1
+    assert any(not torch.equal(before[name], after) for name, after in weights(trained).items())
+
+
+def test_lr_scale_and_gradient_clipping(model_dir):
+    batch = on_policy_batch(model_dir)
+    still = learner(model_dir)
+    before = weights(still)
+    assert still.update(batch, lr_scale=0.0).metrics["lr"] == 0
+    assert all(torch.equal(before[name], after) for name, after in weights(still).items())
+    clipped = learner(model_dir, grad_clip=1e-3)
+    clipped.update(batch)
+    moments = [s["exp_avg"].norm() for s in clipped.optimizer.state.values()]
+    assert torch.stack(moments).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)  # (1 - beta_1) g
+
+
+def test_save_and_resume_continue_exactly(model_dir, tmp_path):
+    batch = on_policy_batch(model_dir)
+    straight = learner(model_dir, weight_decay=0.1)
+    straight.update(batch)
+    straight.save(tmp_path / "hf")
+    straight.save_trainer(tmp_path / "hf" / "trainer")
+    straight.update(batch)
+
+    resumed = learner(tmp_path / "hf", weight_decay=0.1)
+    resumed.load_trainer(tmp_path / "hf" / "trainer")
+    assert (resumed.policy_version, resumed.optimizer_steps) == (1, 1)
+    resumed.update(batch)
+    other = weights(resumed)
+    assert all(torch.equal(other[name], after) for name, after in weights(straight).items())
+
+
+def test_saved_directory_is_plain_hugging_face(model_dir, tmp_path):
+    trained = learner(model_dir)
+    trained.update(on_policy_batch(model_dir))
+    trained.save(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert plain.config._attn_implementation != "packed"
+    assert "packed" not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+    assert (tmp_path / "tokenizer.json").read_text() == (model_dir / "tokenizer.json").read_text()
+    assert list(plain.state_dict()) == list(trained.model.state_dict())
+    expected = [reference_logprobs(plain, ids).detach().numpy() for ids in token_ids()]
+    for a, b in zip(trained.score(token_ids()), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_resume_takes_the_settings_of_the_new_configuration(model_dir, tmp_path):
+    first = learner(model_dir, weight_decay=0.1)
+    first.update(on_policy_batch(model_dir))
+    first.save_trainer(tmp_path)
+    second = learner(model_dir, weight_decay=0.3)
+    second.load_trainer(tmp_path)
+    assert second.optimizer.param_groups[0]["weight_decay"] == 0.3
+    assert second.optimizer.param_groups[1]["weight_decay"] == 0.0
+
+
+def test_kl_to_the_reference_holds_the_policy_back(model_dir):
+    batch = on_policy_batch(model_dir)
+    still = replace(batch, advantages=np.zeros_like(batch.advantages))
+    at_reference = learner(model_dir, kl_coef=3.0).update(still).metrics
+    assert at_reference["grad_norm"] == pytest.approx(0, abs=1e-5)
+    distance = {}
+    for kl_coef in (0.0, 30.0):
+        trained = learner(model_dir, lr=1e-3, kl_coef=kl_coef)
+        for _ in range(20):
+            trained.update(batch)
+        met = np.concatenate(trained.score(token_ids()))
+        distance[kl_coef] = np.abs(met - batch.behaviour_logprobs)[batch.action_mask].mean()
+    assert distance[30.0] < 0.5 * distance[0.0]
+
+
+def test_bfloat16_computes_in_bf16_and_keeps_fp32_weights(model_dir):
+    batch = on_policy_batch(model_dir)
+    trained = learner(model_dir, dtype="bfloat16")
+    metrics = trained.update(batch).metrics
+    assert all(p.dtype == torch.float32 for p in trained.model.parameters())
+    assert 1e-5 < metrics["logprob_diff_max"] < 0.3
+
+
+def test_gradient_checkpointing_changes_nothing(model_dir):
+    batch = on_policy_batch(model_dir)
+    plain, checkpointed = learner(model_dir), learner(model_dir, gradient_checkpointing=True)
+    a, b = plain.update(batch).metrics, checkpointed.update(batch).metrics
+    assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-6)
+    assert b["flops"] == pytest.approx(4 / 3 * a["flops"])
+
+
+def test_an_own_loss_and_its_stats(model_dir):
+    def own(t, eps_low, eps_high, ratio_cap):
+        return -(t.loss_weight * t.advantages * t.logprobs).sum(), {"twos": 2 * t.action_mask.sum()}
+
+    metrics = learner(model_dir, loss=own).update(on_policy_batch(model_dir)).metrics
+    assert metrics["twos"] == 2
+
+
+def test_config():
+    assert LearnerConfig(loss="gspo").eps == (3e-4, 4e-4)
+    assert LearnerConfig(loss="ppo_clip", eps_high=0.5).eps == (0.2, 0.5)
+    for wrong in ({"lr": 0.0}, {"minibatches": 0}, {"dtype": "float16"}, {"grad_clip": -1.0}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            LearnerConfig(**wrong)
+    with pytest.raises(UsageError, match="unknown loss"):
+        LearnerConfig(loss="grpo")
+
+    class Section:
+        lr, loss, unrelated = 0.5, "gspo", "ignored"
+
+    assert LearnerConfig.of(Section()) == LearnerConfig(lr=0.5, loss="gspo")
+
+
+def test_logits_that_are_not_a_plain_product_are_refused(tmp_path):
+    config = Gemma2Config(
+        vocab_size=V,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="final_logit_softcapping"):
+        Learner(tmp_path, LearnerConfig())
