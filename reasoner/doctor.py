@@ -53,6 +53,8 @@ for name in sys.argv[1:]:
             found["detail"] = f"platform {current_platform.device_type or 'unknown'}"
             found["ok"] = bool(current_platform.device_type)
     except BaseException as error:
+        while error.__cause__ is not None:  # transformers hides why a lazy import failed
+            error = error.__cause__
         found.update(ok=False, detail=f"{type(error).__name__}: {error}"[:600])
     found["seconds"] = time.perf_counter() - begun
     print(json.dumps(found), flush=True)

@@ -65,10 +65,13 @@ def test_the_probe_reports_good_broken_and_crashing_imports(
     broken_package(tmp_path, "good", "print('noise')")
     broken_package(tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
     broken_package(tmp_path, "crashing", "import os; os._exit(7)")
+    wrapping = "try: import torchvision\nexcept RuntimeError as e: raise ImportError('no') from e"
+    broken_package(tmp_path, "wrapping", wrapping)
     broken_package(tmp_path, "after", "")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = doctor._probe(["good", "torchvision", "crashing", "after"])
+    found = doctor._probe(["good", "torchvision", "wrapping", "crashing", "after"])
     assert found["good"]["ok"]
+    assert "torchvision::nms" in found["wrapping"]["detail"]
     assert not found["torchvision"]["ok"] and "torchvision::nms" in found["torchvision"]["detail"]
     assert not found["crashing"]["ok"] and "code 7" in found["crashing"]["detail"]
     assert "after" not in found
