@@ -78,13 +78,11 @@ def test_the_probe_reports_good_broken_and_crashing_imports(
 
 
 def test_an_import_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken_package(tmp_path, "good", "")
     broken_package(tmp_path, "hanging", "import time; time.sleep(60)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(doctor, "IMPORT_TIMEOUT_S", 1)
-    found = doctor._probe(["good", "hanging"])
-    assert found["good"]["ok"]
-    assert not found["hanging"]["ok"] and "no end after 1 s" in found["hanging"]["detail"]
+    monkeypatch.setattr(doctor, "IMPORT_TIMEOUT_S", 2)
+    found = doctor._probe(["hanging"])
+    assert not found["hanging"]["ok"] and "no end after 2 s" in found["hanging"]["detail"]
 
 
 def test_a_torchvision_that_does_not_fit_names_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
