@@ -162,7 +162,8 @@ class Config(Section):
         if self.rollout.group_size < 2 and self.learner.estimator in ("grpo", "dr_grpo", "rloo"):
             raise ValueError(
                 f"rollout.group_size is {self.rollout.group_size}, but the estimator "
-                f"{self.learner.estimator} compares rollouts of one group: use at least 2, or learner.estimator = reinforce_pp"
+                f"{self.learner.estimator} compares rollouts of one group: use at least 2, or "
+                "learner.estimator = reinforce_pp"
             )
         context = self.server.context_tokens
         if context and self.rollout.max_tokens >= context:
