@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from reasoner.pretrain_corpus import (
     BOXED,
@@ -42,6 +42,7 @@ class PretrainSettings:
 
     seed: int = 0
     steps: int = 3000
+    minutes: float | None = None  # stop (and finish the schedule) after this time at the latest
     rows: int = 64  # packed rows of MAX_DOCUMENT_TOKENS tokens a step
     matrix_lr: float = 3e-3  # Muon, scaled to AdamW's update size
     other_lr: float = 3e-3  # AdamW
@@ -50,6 +51,11 @@ class PretrainSettings:
     decay: float = 0.45  # share of the steps, at the end
     threads: int = 2
     compile: bool = True
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the training that is over."""
+        by_time = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
+        return max(step / self.steps, by_time)
 
 
 def _keep_freed_memory() -> None:
@@ -154,103 +160,119 @@ def _tensors(batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return ids, targets, mask
 
 
-def _schedule(step: int, settings: PretrainSettings) -> float:
-    """Linear warm-up, constant, linear decay to zero: a factor of the learning rate."""
-    warmup, decay = settings.warmup * settings.steps, settings.decay * settings.steps
-    return min(1.0, (step + 1) / max(warmup, 1), (settings.steps - step) / max(decay, 1))
+def lr_factor(progress: float, settings: PretrainSettings) -> float:
+    """The learning rate relative to its peak: linear warm-up, constant, linear decay to zero."""
+    warmup = (progress + 1 / settings.steps) / max(settings.warmup, 1e-9)
+    return min(1.0, warmup, (1 - progress) / max(settings.decay, 1e-9))
 
 
 def _optimizers(model: Qwen3ForCausalLM, settings: PretrainSettings) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=settings.matrix_lr,
-            weight_decay=settings.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    """Muon for the matrices of the layers, AdamW for the tied embedding and the norms."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in named if p.ndim != 2 or "embed" in name]
+    muon = torch.optim.Muon(
+        matrices, lr=settings.matrix_lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(others, lr=settings.other_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return [muon, adamw]
 
 
 def save(model: Qwen3ForCausalLM, out_dir: Path) -> None:
-    """A plain Hugging Face directory: vLLM and transformers load it as it is."""
+    """A plain Hugging Face directory: vLLM and transformers load it as it is, and sample as they are told."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    model.generation_config.do_sample = None
+    model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID)
     model.save_pretrained(out_dir)
     build_tokenizer().save_pretrained(out_dir)
+    tokenizer_config = out_dir / "tokenizer_config.json"
+    fields = json.loads(tokenizer_config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    tokenizer_config.write_text(json.dumps(fields, indent=2) + "\n")
+
+
+class _Trainer:
+    """The model, its optimizers and one step of training."""
+
+    def __init__(self, settings: PretrainSettings) -> None:
+        self.settings = settings
+        self.model = build_model(settings.seed).train()
+        self.optimizers = _optimizers(self.model, settings)
+        self._loss = torch.compile(self._forward) if settings.compile else self._forward
+
+    def _forward(self, ids: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, T, V)
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    def step(self, batch: PackedBatch, progress: float) -> float:
+        """One update; the loss before it, in nats a token."""
+        loss = self._loss(*_tensors(batch))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * lr_factor(progress, self.settings)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return loss.item()
 
 
 def pretrain(
-    out_dir: Path,
+    out_dir: Path | str,
     settings: PretrainSettings | None = None,
     mixture: Mixture | None = None,
     *,
     checkpoint_s: float = 300.0,
-    log=print,
+    log: Callable[[str], None] = print,
 ) -> dict:
-    """Train a base model from nothing and save it to `out_dir`; returns (and saves) what was done.
+    """Train a base model from nothing and save it to `out_dir`; returns what was done, which is also
+    written to `out_dir/pretraining.json`.
 
     A fixed seed reproduces the corpus and the initial weights exactly; the trained weights differ in the
     last bits between machines, since sums are not taken in the same order everywhere."""
-    settings, mixture = settings or PretrainSettings(), mixture or Mixture()
+    settings, mixture, out_dir = settings or PretrainSettings(), mixture or Mixture(), Path(out_dir)
     _keep_freed_memory()
     torch.set_num_threads(settings.threads)
-    model = build_model(settings.seed).train()
-    optimizers = _optimizers(model, settings)
-
-    def loss_of(ids: torch.Tensor, targets: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, T, V)
-        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-
-    step_loss = torch.compile(loss_of) if settings.compile else loss_of
+    trainer = _Trainer(settings)
     batches = packed_batches(settings.seed, settings.rows, mixture)
-    losses, tokens, pages, started, saved = [], 0, 0, time.monotonic(), time.monotonic()
+    losses: list[float] = []
+    tokens = pages = 0
+    started = saved = time.monotonic()
     with ThreadPoolExecutor(1) as prefetch:
         coming = prefetch.submit(next, batches)
-        for step in range(settings.steps):
+        while (progress := settings.progress(len(losses), time.monotonic() - started)) < 1:
             batch, coming = coming.result(), prefetch.submit(next, batches)
-            ids, targets, mask = _tensors(batch)
-            loss = step_loss(ids, targets, mask)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                base = settings.matrix_lr if isinstance(optimizer, torch.optim.Muon) else settings.other_lr
-                for group in optimizer.param_groups:
-                    group["lr"] = base * _schedule(step, settings)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.item())
+            losses.append(trainer.step(batch, progress))
             tokens += int((batch.document_ids >= 0).sum())
             pages += batch.documents
-            if step % 25 == 24:
-                seconds = time.monotonic() - started
+            seconds = time.monotonic() - started
+            if len(losses) % 25 == 0:
                 log(
-                    f"step {step + 1}/{settings.steps} loss {np.mean(losses[-50:]):.4f} pages {pages} "
+                    f"step {len(losses)} ({progress:.0%}) loss {np.mean(losses[-25:]):.4f} pages {pages} "
                     f"tokens {tokens / 1e6:.1f}M {tokens / seconds / 1e3:.1f}k tok/s {seconds:.0f}s"
                 )
             if time.monotonic() - saved > checkpoint_s:
-                save(model, Path(out_dir))
+                save(trainer.model, out_dir)
                 saved = time.monotonic()
-                log(f"saved {out_dir} at step {step + 1}")
-    save(model, Path(out_dir))
+                log(f"saved {out_dir} at step {len(losses)}")
+    save(trainer.model, out_dir)
     record = {
         "settings": asdict(settings),
         "mixture": asdict(mixture),
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "steps": len(losses),
         "pages": pages,
         "tokens": tokens,
         "seconds": round(time.monotonic() - started),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "loss": {
-            str(i + 1): round(float(np.mean(losses[max(0, i - 49) : i + 1])), 4)
-            for i in _log_points(len(losses))
-        },
+        "loss": _loss_curve(losses),
     }
-    (Path(out_dir) / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out_dir / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
 
 
-def _log_points(steps: int) -> list[int]:
-    return sorted({min(steps - 1, 50 * 2**k - 1) for k in range(20)} | {steps - 1})
+def _loss_curve(losses: Sequence[float]) -> dict[str, float]:
+    """Mean loss of the 50 steps up to some steps: 50, 100, 200, 400 and so on, and the last."""
+    at = sorted({50 * 2**k for k in range(20) if 50 * 2**k < len(losses)} | {len(losses)})
+    return {str(n): round(float(np.mean(losses[max(0, n - 50) : n])), 4) for n in at}
