@@ -139,6 +139,8 @@ class Journal:
             for u in uses
         ]
         self._raise_background_errors()
+        if not rows:
+            return
         with self._transaction() as db:
             db.executemany("INSERT INTO uses VALUES (?, ?, ?, ?, ?)", rows)
             self._set_fate(db, step, sorted({u.group_index for u in uses}), "trained")
@@ -146,6 +148,8 @@ class Journal:
     def mark_dropped(self, step: int, group_indices: Sequence[int], fate: str) -> None:
         """Records groups that `step` does not train on, and why: `filtered`, `stale` or another word."""
         self._raise_background_errors()
+        if not group_indices:
+            return
         with self._transaction() as db:
             self._set_fate(db, step, group_indices, fate)
 
