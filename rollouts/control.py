@@ -159,7 +159,7 @@ class HTTPControl(ServerControl):
         self._label(str(version))
 
     def reject(self, reason: str) -> None:
-        self._run(self._sampler.pause())
+        self._run(self._sampler.pause(abort=True))  # nothing sampled from these weights may live on
         version = self._run(self._sampler.version())
         self._label(f"{FAILED}{version} {reason}")
 

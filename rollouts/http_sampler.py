@@ -22,7 +22,7 @@ from reasoner.errors import ServerError, UsageError
 from reasoner.types import Completion, SamplingParams
 
 PROBING, FAILED = "probing:", "failed:"  # prefixes of a weight version while, and after, it is in doubt
-POLL_S = 0.05
+POLL_S = 0.02
 
 
 class HTTPSampler:
@@ -72,10 +72,11 @@ class HTTPSampler:
         answers = await asyncio.gather(
             *(one(prompt, count, params, index) for index, (prompt, count) in enumerate(groups))
         )
-        if not in_doubt and any(
-            label.startswith((PROBING, FAILED)) for _, labels in answers for label in labels
-        ):
+        labels = set().union(*(found for _, found in answers))
+        if not in_doubt and any(label.startswith((PROBING, FAILED)) for label in labels):
             await self._wait_for_verdict()
+        if any(completion.finish_reason == "abort" for answer, _ in answers for completion in answer):
+            raise ServerError(f"vLLM server {self.url} aborted a request")
         return [completion for answer, _ in answers for completion in answer]
 
     async def score(self, token_ids: Sequence[Sequence[int]], temperature: float = 1.0) -> list[np.ndarray]:
@@ -91,8 +92,10 @@ class HTTPSampler:
         params = SamplingParams(max_tokens=1, temperature=temperature)
         return await self._generate(sequences, params, in_doubt)
 
-    async def pause(self, clear_cache: bool = True) -> None:
-        await self._post("/pause", params={"mode": "keep", "clear_cache": str(clear_cache).lower()})
+    async def pause(self, clear_cache: bool = True, abort: bool = False) -> None:
+        """`abort`: end all requests instead of keeping them; their callers get ServerError."""
+        mode = "abort" if abort else "keep"
+        await self._post("/pause", params={"mode": mode, "clear_cache": str(clear_cache).lower()})
 
     async def resume(self) -> None:
         await self._post("/resume")

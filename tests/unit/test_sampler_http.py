@@ -21,6 +21,7 @@ class FakeServer:
         self.bodies = []
         self.scale_out = scale_out
         self.version = version
+        self.finish_reason = "stop"
         self.spans = [{"version": version, "start": 0, "end": 2}]
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -45,7 +46,7 @@ class FakeServer:
             "token_ids": [3, 4],
             "logprobs": {"content": content},
             "weight_versions": self.spans,
-            "finish_reason": "stop",
+            "finish_reason": self.finish_reason,
         }
         number = body["sampling_params"].get("n", 1)
         rows = [None] + [{str(t): {"logprob": -1.0}, "0": {"logprob": -2.0}} for t in body["token_ids"][1:]]
@@ -154,6 +155,13 @@ def test_tokens_of_weights_that_failed_are_an_error(monkeypatch):
             await sampler.health()
 
     asyncio.run(scenario())
+
+
+def test_an_aborted_request_is_an_error(monkeypatch):
+    server = FakeServer()
+    server.finish_reason = "abort"
+    with pytest.raises(ServerError, match="aborted"):
+        asyncio.run(sampler_for(server, monkeypatch).generate([[2]], PARAMS))
 
 
 def test_scores_are_normalised_again_at_other_temperatures(monkeypatch):

@@ -1,0 +1,334 @@
+"""One real vLLM server in a Ray actor: what it samples, what it computes, and what a sync does to it.
+
+Every planted fault makes the comparison of server and learner logprobs fail that passes without it.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny_model
+from tiny_model import END, MAX_DIFF, P99_DIFF, VOCAB, change_weights, learner_logprobs
+
+from reasoner.errors import ServerError, UsageError
+from reasoner.types import SamplingParams
+from reasoner.weight_sync import ServersFailed, WeightSync, compare_logprobs
+from rollouts.sampler import RaySampler
+from rollouts.server import ServerConfig, start_server
+
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a loaded machine is slow to start Ray
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+TAU = 0.7
+CONTEXT = 256
+
+
+class World:
+    """A server, a learner's model, and a version that goes up with every sync."""
+
+    def __init__(self, root: Path):
+        self.path = tiny_model.make_model(root / "model")
+        config = ServerConfig(
+            model=self.path, max_model_len=CONTEXT, max_num_seqs=64, kv_cache_gib=0.1, seed=1
+        )
+        self.actor = start_server(config, name="tiny", log_dir=root)
+        self.sampler = RaySampler(self.actor)
+        self.model = tiny_model.load_model(self.path)
+        self.version = 0
+
+    def score(self, token_ids):
+        return learner_logprobs(self.model, token_ids, TAU)
+
+    def sync(self, **kwargs):
+        sync = WeightSync([self.actor], score=self.score, temperature=TAU, **kwargs)
+        self.version += 1
+        try:
+            return sync.sync(self.model, self.version)
+        finally:
+            sync.close()
+
+    def generate(self, prompts, **kwargs):
+        params = SamplingParams(**{"max_tokens": 40, "temperature": TAU} | kwargs)
+        return asyncio.run(self.sampler.generate(prompts, params))
+
+    def compare(self, prompts, completions, temperature=TAU, shift=0):
+        """Behaviour logprobs against the learner's, of sampled tokens only."""
+        whole = [p + c.token_ids.tolist() for p, c in zip(prompts, completions, strict=True)]
+        learner = learner_logprobs(self.model, whole, temperature)
+        starts = [len(p) for p in prompts]
+        return compare_logprobs(
+            [np.append(0, c.behaviour_logprobs[: len(c.behaviour_logprobs) - shift]) for c in completions],
+            [np.append(0, s[n + shift :]) for s, n in zip(learner, starts, strict=True)],
+        )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield World(tmp_path_factory.mktemp("world"))
+    finally:
+        ray.shutdown()
+
+
+@pytest.fixture
+def fresh(world):
+    """The world with new weights, synced."""
+    change_weights(world.model)
+    world.sync()
+    return world
+
+
+def agrees(diff):
+    return diff.max <= MAX_DIFF and diff.p99 <= P99_DIFF
+
+
+# -- sampling --------------------------------------------------------------------------------------------
+
+
+def test_greedy_tokens_are_the_learners(fresh):
+    import torch
+
+    prompts = tiny_model.prompts(4, 9)
+    for prompt, completion in zip(prompts, fresh.generate(prompts, temperature=0.0), strict=True):
+        ids = list(prompt)
+        for token in completion.token_ids.tolist():
+            with torch.no_grad():
+                assert int(fresh.model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
+
+
+def test_one_completion_a_prompt_with_the_end_token_and_its_logprob(fresh):
+    prompts = tiny_model.prompts(64, 5)
+    completions = fresh.generate(prompts, max_tokens=120)
+    assert len(completions) == len(prompts)
+    assert {c.finish_reason for c in completions} == {"stop", "length"}
+    for completion in completions:
+        tokens = completion.token_ids
+        assert len(tokens) == len(completion.behaviour_logprobs) == len(completion.policy_version)
+        assert (tokens[:-1] != END).all()
+        assert (tokens[-1] == END) == (completion.finish_reason == "stop")
+        assert completion.finish_reason == "stop" or len(tokens) == 120
+        assert (completion.policy_version == fresh.version).all()
+    assert agrees(fresh.compare(prompts, completions))
+
+
+def test_behaviour_logprobs_are_of_the_distribution_sampled_from(fresh):
+    """A mean over many samples: E[-log p] must be the entropy at the sampling temperature."""
+    prompt = tiny_model.prompts(1, 6)[0]
+    completions = fresh.generate([prompt] * 400, max_tokens=1)
+    import torch
+
+    with torch.no_grad():
+        logits = fresh.model(torch.tensor([prompt])).logits[0, -1].double()
+    logp = torch.log_softmax(logits / TAU, 0)
+    entropy = float(-(logp.exp() * logp).sum())
+    sampled = np.array([-c.behaviour_logprobs[0] for c in completions], np.float64)
+    spread = sampled.std() / np.sqrt(len(sampled))
+    assert abs(sampled.mean() - entropy) < 4 * spread
+
+
+def test_seeded_samples_repeat_and_differ_within_a_group(fresh):
+    prompts = tiny_model.prompts(1, 5) * 4
+    first, again = (fresh.generate(prompts, seed=7, max_tokens=20) for _ in range(2))
+    texts = [c.token_ids.tolist() for c in first]
+    assert texts == [c.token_ids.tolist() for c in again]
+    assert len({tuple(t) for t in texts}) == 4
+    assert texts != [c.token_ids.tolist() for c in fresh.generate(prompts, seed=8, max_tokens=20)]
+
+
+def test_stop_strings(fresh):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(fresh.path)
+    completions = fresh.generate(tiny_model.prompts(32, 4), stop=("a", "3"), max_tokens=100)
+    stopped = [c for c in completions if c.finish_reason == "stop" and c.token_ids[-1] != END]
+    assert stopped
+    for completion in completions:
+        text = tokenizer.decode(completion.token_ids[:-1])
+        assert "a" not in text
+        assert "3" not in text
+    for completion in stopped:
+        assert tokenizer.decode(completion.token_ids)[-1] in "a3"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "message"),
+    [
+        ([5] * CONTEXT, 1, "exceed the server's context of 256"),
+        ([5] * 10, CONTEXT - 9, "10 tokens and max_tokens 247 exceed"),
+        ([], 4, "empty"),
+        ([5, VOCAB], 4, f"token {VOCAB}, outside the vocabulary of {VOCAB}"),
+        ([5, -1], 4, "token -1"),
+        ([5], 0, "max_tokens"),
+    ],
+)
+def test_requests_that_cannot_be_served_as_asked(world, prompt, max_tokens, message):
+    with pytest.raises(UsageError, match=message):
+        world.generate([[5], prompt], max_tokens=max_tokens)
+    asyncio.run(world.sampler.health())
+
+
+def test_the_whole_context_can_be_used(fresh):
+    (completion,) = fresh.generate([[5] * 10], max_tokens=CONTEXT - 10)
+    assert completion.finish_reason == "stop" or len(completion.token_ids) == CONTEXT - 10
+
+
+@pytest.mark.parametrize("temperature", [1.0, TAU])
+def test_teacher_forced_scores_equal_the_learners(fresh, temperature):
+    sequences = tiny_model.prompts(5, 30) + [[4]]
+    server = asyncio.run(fresh.sampler.score(sequences, temperature))
+    assert [len(s) for s in server] == [30] * 5 + [1]
+    assert all(s[0] == 0 for s in server)
+    learner = learner_logprobs(fresh.model, sequences, temperature)
+    assert agrees(compare_logprobs(server, learner))
+
+
+def test_several_calls_at_once_come_back_to_their_callers(fresh):
+    async def many():
+        params = SamplingParams(max_tokens=12, temperature=0.0)
+        calls = [tiny_model.prompts(count, 6, seed=count) for count in (1, 7, 30)]
+        together = await asyncio.gather(*(fresh.sampler.generate(p, params) for p in calls))
+        for prompts, completions in zip(calls, together, strict=True):
+            alone = await fresh.sampler.generate(prompts, params)
+            assert [c.token_ids.tolist() for c in completions] == [c.token_ids.tolist() for c in alone]
+
+    asyncio.run(many())
+
+
+def test_an_abandoned_call_leaves_nothing_running(fresh):
+    reference = fresh.actor.generate.remote(
+        _packed(tiny_model.prompts(16, 4)), SamplingParams(max_tokens=250)
+    )
+    while not ray.get(fresh.actor.stats.remote()).running:
+        pass
+    ray.cancel(reference)
+    with pytest.raises(ray.exceptions.TaskCancelledError):
+        ray.get(reference)
+    assert ray.get(fresh.actor.stats.remote()).running == 0
+    assert fresh.generate([[5, 6]], max_tokens=2)
+
+
+def _packed(prompts):
+    from rollouts.packing import pack_sequences
+
+    return pack_sequences(prompts)
+
+
+# -- pause and weight updates ----------------------------------------------------------------------------
+
+
+def test_requests_survive_a_pause(fresh):
+    async def scenario():
+        await fresh.sampler.pause()
+        task = asyncio.create_task(fresh.sampler.generate([[5, 6]] * 3, SamplingParams(max_tokens=5)))
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        stats = await fresh.actor.stats.remote()
+        assert (stats.running, stats.held) == (0, 3)
+        assert await fresh.sampler.score([[5, 6, 7]])  # the probe works meanwhile
+        await fresh.sampler.resume()
+        return await task
+
+    assert len(asyncio.run(scenario())) == 3
+
+
+def test_weights_may_change_in_the_middle_of_a_completion(fresh):
+    """Each part of a completion is the policy it says it is: recomputed KV, right versions."""
+    import copy
+
+    prompts = tiny_model.prompts(48, 8)
+    old = copy.deepcopy(fresh.model)
+    before = fresh.version
+
+    async def scenario():
+        params = SamplingParams(max_tokens=200, temperature=TAU)
+        task = asyncio.create_task(fresh.sampler.generate(prompts, params))
+        while (await fresh.actor.stats.remote()).running == 0:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        change_weights(fresh.model, 0.05)
+        await asyncio.to_thread(fresh.sync)
+        return await task
+
+    completions = asyncio.run(scenario())
+    parts = {before: ([], []), fresh.version: ([], [])}
+    for prompt, completion in zip(prompts, completions, strict=True):
+        ids = prompt + completion.token_ids.tolist()
+        assert (np.diff(completion.policy_version) >= 0).all()
+        for version, model in ((before, old), (fresh.version, fresh.model)):
+            mine = completion.policy_version == version
+            learner = learner_logprobs(model, [ids], TAU)[0][len(prompt) :]
+            parts[version][0].append(np.append(0, completion.behaviour_logprobs[mine]))
+            parts[version][1].append(np.append(0, learner[mine]))
+    straddling = [c for c in completions if len(set(c.policy_version.tolist())) == 2]
+    assert straddling
+    for server, learner in parts.values():
+        diff = compare_logprobs(server, learner)
+        assert diff.tokens > 100
+        assert agrees(diff)
+
+
+def test_a_sync_is_reported(world):
+    change_weights(world.model)
+    report = world.sync()
+    assert report.version == world.version == asyncio.run(world.sampler.version())
+    assert report.bytes == sum(p.numel() * 4 for p in world.model.parameters())
+    assert 0 < report.pause_seconds <= report.seconds
+    assert report.probe_max_abs_diff <= MAX_DIFF
+
+
+def test_an_update_without_a_pause_is_refused(world):
+    with pytest.raises(ray.exceptions.RayTaskError, match="pause the server before"):
+        ray.get(world.actor.start_weight_update.remote())
+
+
+# -- planted faults --------------------------------------------------------------------------------------
+
+
+def test_fault_wrong_temperature(fresh):
+    prompts = tiny_model.prompts(16, 8)
+    completions = fresh.generate(prompts)
+    assert agrees(fresh.compare(prompts, completions))
+    assert not agrees(fresh.compare(prompts, completions, temperature=1.0))
+
+
+def test_fault_off_by_one(fresh):
+    prompts = tiny_model.prompts(16, 8)
+    completions = fresh.generate(prompts)
+    assert agrees(fresh.compare(prompts, completions))
+    assert not agrees(fresh.compare(prompts, completions, shift=1))
+
+
+def test_fault_tied_head(fresh):
+    """Without repacking the head the server would sample from a mixture of two policies."""
+    change_weights(fresh.model, 0.05)
+    with pytest.raises(ServersFailed, match="logprobs differ"):
+        fresh.sync(repack_tied_heads=False)
+    with pytest.raises(ServerError, match="logprobs differ"):
+        fresh.generate([[5, 6]])
+    with pytest.raises(ServerError, match="logprobs differ"):
+        asyncio.run(fresh.sampler.health())
+    asyncio.run(fresh.sampler.resume())  # by force, to see what it would have sampled
+    prompts = tiny_model.prompts(16, 8)
+    assert not agrees(fresh.compare(prompts, fresh.generate(prompts)))
+    fresh.sync()
+    assert agrees(fresh.compare(prompts, fresh.generate(prompts)))
+
+
+def test_fault_stale_prefix_cache(fresh):
+    """Prompts of several blocks, cached under the old weights, and a sync that does not clear the cache."""
+    prompts = tiny_model.prompts(8, 100)
+    fresh.generate(prompts, max_tokens=2)
+    change_weights(fresh.model, 0.05)
+    with pytest.raises(ServersFailed, match="logprobs differ"):
+        fresh.sync(clear_cache=False)
+    asyncio.run(fresh.sampler.resume())
+    assert not agrees(fresh.compare(prompts, fresh.generate(prompts)))
+    fresh.sync()
+    assert agrees(fresh.compare(prompts, fresh.generate(prompts)))
