@@ -256,22 +256,20 @@ def _lines(chart: Chart, series: Sequence[Series]) -> str:
 
 
 def _readouts(chart: Chart, series: Sequence[Series], frame: _Frame) -> str:
-    """Columns that show, under the mouse, the values of the step they stand for in place of the legend."""
-    by_step: dict[float, list[tuple[Series, float]]] = {}
-    for s in series:
-        for x, y in s.points:
-            by_step.setdefault(x, []).append((s, y))
-    steps = sorted(by_step)
-    if len(steps) > _MAX_POINTS:
-        steps = steps[:: math.ceil(len(steps) / _MAX_POINTS)]
-    edges = [
-        _LEFT,
-        *((frame.x(a) + frame.x(b)) / 2 for a, b in zip(steps, steps[1:], strict=False)),
-        WIDTH - _RIGHT,
-    ]
+    """Columns that show, under the mouse, the values of their step in place of the legend; a series without
+    a value there shows its last one before, and when that was."""
+    steps = sorted({x for s in series for x, _ in s.points})
+    steps = steps[:: math.ceil(len(steps) / _MAX_POINTS)]
+    middles = [(frame.x(a) + frame.x(b)) / 2 for a, b in zip(steps, steps[1:], strict=False)]
+    edges = [_LEFT, *middles, WIDTH - _RIGHT]
     columns = []
     for i, step in enumerate(steps):
-        values = [f"{s.label} {y:{chart.form}}{chart.unit}" for s, y in by_step[step]]
+        values = []
+        for s in series:
+            if known := [point for point in s.points if point[0] <= step]:
+                x, y = known[-1]
+                at = "" if x == step else f" (step {x:g})"
+                values.append(f"{s.label} {y:{chart.form}}{chart.unit}{at}")
         columns.append(_column(edges[i], edges[i + 1], frame.x(step), f"step {step:g}: " + ", ".join(values)))
     return "".join(columns)
 
