@@ -24,7 +24,7 @@ from reasoner.config import Config
 from reasoner.flops import FlopCounter
 from reasoner.model_source import resolve_model
 from reasoner.run import prompt_template, provenance
-from reasoner.self_correction import self_corrected
+from reasoner.self_correction import detect, self_corrected
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, Task
 
 SPLITS = ("held_out", "ood")
@@ -76,7 +76,7 @@ def summarise(groups: Sequence[Group]) -> dict[str, Any]:
         "problems": len(groups),
         "samples": max((len(g.rollouts) for g in groups), default=0),
         "truncated_rate": _mean([r.truncated for r in scored]),
-        "self_corrected_rate": _mean([style(r) == "corrected" for r in scored]),
+        "self_corrected_rate": _mean([self_corrected(r.completion, r.verdict) for r in scored]),
         "by_difficulty": {level: _rates(rs) for level, rs in sorted(by_difficulty.items())},
         "by_style": {
             name: {"share": len(rs) / len(scored), **_rates(rs)} for name, rs in sorted(by_style.items())
@@ -85,10 +85,10 @@ def summarise(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def style(rollout: Rollout) -> str:
-    """direct: nothing but an answer; corrected: a wrong claim was made and taken back; else working.
+    """direct: nothing but an answer; corrected: a claim was made and taken back, rightly or not; else working.
 
     Only read off the text after the fact: never part of a reward."""
-    if rollout.verdict is not None and self_corrected(rollout.completion, rollout.verdict):
+    if detect(rollout.completion).retracted:
         return "corrected"
     before_answer = rollout.completion.split("\\boxed", 1)[0]
     return "working" if before_answer.strip() else "direct"

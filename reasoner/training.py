@@ -145,6 +145,7 @@ class Loop:
             version=self.progress.policy_version,
             trained=self.progress.policy_version * config.rollout.groups_per_step,
         )
+        self.restored: set[int] = set()  # groups the journal brought back: not to be sampled again
         if run.resumed:
             self._restore_queue()
         self.calls: dict[Any, int] = {}  # Ray reference of a running group → its index in the stream
@@ -258,11 +259,15 @@ class Loop:
             self.queue.start(call)
 
     def _next_index(self) -> int:
-        if self.progress.outstanding:
-            return self.progress.outstanding.pop(0)
-        for _ in range(10 * len(self.retired) + 1):
+        while self.progress.outstanding:
+            index = self.progress.outstanding.pop(0)
+            if index not in self.restored:
+                return index
+        for _ in range(10 * len(self.retired) + len(self.restored) + 1):
             index = self.progress.next_index
             self.progress.next_index += 1
+            if index in self.restored:
+                continue
             if not self.retired or self.source.train(index).id not in self.retired:
                 return index
         log.warning("all %d tasks are solved and retired: starting over with all of them", len(self.retired))
@@ -440,9 +445,8 @@ class Loop:
     def _restore_queue(self) -> None:
         """What the journal holds is queued again; what was being sampled is sampled anew."""
         groups = self.journal.resume(self.progress.step, self.progress.policy_version)
-        restored = {g.index for g in groups}
+        self.restored = {g.index for g in groups}
         self.queue.queued.extend(groups)
-        self.progress.outstanding = [i for i in self.progress.outstanding if i not in restored]
 
     # ------------------------------------------------------------------ small print
 
