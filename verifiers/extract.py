@@ -1,53 +1,397 @@
-"""First version: boxes, "answer is", final line."""
+"""What a completion states as its answer.
+
+A *final statement* is a box (`\\boxed{…}`, `\\fbox{…}`), an `<answer>` tag, a `####` line, or a phrase such as
+"the answer is …" in one of many languages; the last one counts. Without any, the whole text when it is nothing
+but an answer, else what the last line concludes. What is inside thinking tags is not stated. Ambiguity is no
+answer: a hedge ("84 or 85" in prose), a negation ("not 84"), an empty box.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from verifiers.phrases import (
+    AFTER_REFUSES,
+    CLAUSE_ENDS,
+    CONCLUDES,
+    CORRECTION,
+    HEDGE,
+    NEGATION_BEFORE,
+    PHRASE,
+    PHRASE_AFTER,
+    SAME_STATEMENT,
+)
+
+MAX_TAIL = 20_000  # characters from the end in which phrases and final lines are looked for
+MAX_BOXES = 64
+_OPEN_THINK = re.compile(
+    r"<(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)>|◁think▷|"
+    r"<\|begin_of_thought\|>|\[THINK\]|<\|channel\|>analysis<\|message\|>",
+    re.IGNORECASE,
+)
+_CLOSE_THINK = re.compile(
+    r"</(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)>|◁/think▷|"
+    r"<\|end_of_thought\|>|\[/THINK\]|<\|end\|>",
+    re.IGNORECASE,
+)
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
+_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+_HASHES = re.compile(r"^[ \t]*#{4,}[ \t]*(.+)$", re.MULTILINE)
+_SPECIAL = re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<\|end▁of▁sentence\|>", re.IGNORECASE)
+_MATH_SPAN = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s*\d[\d,.]*\s+[a-zA-Z])([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]",
+    re.DOTALL,
+)
+_BOILERPLATE = re.compile(
+    r"(?:i hope (?:it|this) (?:is correct|helps)|q\.?e\.?d\.?|∎|\\blacksquare|done)[.!]*\s*$", re.I
+)
+
 
 @dataclass(frozen=True)
 class Extraction:
-    """What a completion states as its answer; `answer` is None when there is none or it is ambiguous."""
+    """`answer` is the text of the final answer, or None with the reason in `how`. `several` holds the single
+    answers when one statement makes more than one (boxes side by side)."""
 
     answer: str | None
     how: str
+    several: tuple[str, ...] = ()
 
 
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    found = []
-    for match in re.finditer(r"\\f?boxed\s*\{", text):
-        depth, i = 1, match.end()
-        while i < len(text) and depth:
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            i += 1
-        if depth == 0:
-            found.append((match.start(), i, text[match.end() : i - 1]))
+@dataclass(frozen=True)
+class Box:
+    """One complete box: its span in the text and what is inside."""
+
+    start: int
+    end: int
+    content: str
+
+
+def without_thinking(text: str) -> str | None:
+    """`text` without what is inside thinking tags; None when the thinking never ends."""
+    if "<" not in text and "◁" not in text and "[" not in text:
+        return text
+    close = None
+    for match in _CLOSE_THINK.finditer(text):
+        if match.group() != "<|end|>" or "<|channel|>" in text:
+            close = match
+    if close is not None:
+        text = text[close.end() :]
+    opened = _OPEN_THINK.search(text)
+    if opened is None:
+        return text
+    before = text[: opened.start()]
+    return before if before.strip() else None
+
+
+def find_boxes(text: str) -> list[Box]:
+    """Every complete box, outermost only, in order. Linear in the length of the text."""
+    starts = list(_BOX.finditer(text))[-MAX_BOXES:]
+    found: list[Box] = []
+    if not starts:
+        return found
+    ends = _brace_ends(text, starts[0].start())
+    covered = -1
+    for match in starts:
+        if match.start() < covered:
+            continue
+        at = match.end()
+        if at < len(text) and text[at] == "{":
+            if at not in ends:
+                continue
+            found.append(Box(match.start(), ends[at] + 1, text[at + 1 : ends[at]]))
+        else:
+            bare = re.compile(r"-?\d+(?:\.\d+)?(?!\d)|[A-Za-z](?![A-Za-z])").match(text, at)
+            if bare is None or match.group()[-1] not in " \t\n" and not bare.group()[0].isdigit():
+                continue
+            found.append(Box(match.start(), bare.end(), bare.group()))
+        covered = found[-1].end
     return found
 
 
-def extract(text: str) -> Extraction:
-    text = re.sub(r"(?s)<think>.*?(</think>|\Z)", "", text)
-    boxes = _boxes(text)
-    if boxes:
-        group = [boxes[-1]]
-        for box in reversed(boxes[:-1]):
-            between = text[box[1] : group[-1][0]]
-            if re.fullmatch(r"[\s$.,;]*(and|or)?[\s$.,;]*", between):
-                group.append(box)
-            else:
-                break
-        if len({b[2].strip() for b in group}) > 1:
-            return Extraction(None, "several boxes in one statement")
-        return Extraction(boxes[-1][2].strip() or None, "box")
-    phrases = re.findall(r"(?i)answer\s*(?:is|:)\s*([^\n]*)", text)
-    if phrases:
-        return Extraction(phrases[-1].strip().rstrip(".") or None, "phrase")
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        return Extraction(None, "empty")
-    return Extraction(lines[-1].rpartition("=")[2].strip().rstrip(".") or None, "final line")
+def _brace_ends(text: str, start: int) -> dict[int, int]:
+    """Where each brace opened from `start` on is closed."""
+    ends: dict[int, int] = {}
+    waiting: list[int] = []
+    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        if match.group() == "{":
+            waiting.append(match.start())
+        elif match.group() == "}" and waiting:
+            ends[waiting.pop()] = match.start()
+    return ends
 
 
 def candidates(text: str) -> list[str]:
-    return [b[2].strip() for b in _boxes(text)]
+    """Every answer a completion puts in a box, in order; without boxes, what `extract` finds."""
+    boxes = [box.content.strip() for box in find_boxes(text) if box.content.strip()]
+    if boxes:
+        return boxes
+    answer = extract(text).answer
+    return [] if answer is None else [answer]
+
+
+def extract(text: str) -> Extraction:
+    """The final answer of a completion. Pure, and linear in the length of the text."""
+    visible = without_thinking(text)
+    if visible is None:
+        return Extraction(None, "the thinking never ends")
+    visible = _SPECIAL.sub("", visible).strip()
+    if not visible:
+        return Extraction(None, "nothing is stated")
+    boxes = find_boxes(visible)
+    said = _phrase(visible)
+    if boxes and (said is None or said[0] <= boxes[-1].end):
+        return _from_boxes(visible, boxes)
+    if said is not None:
+        start, content, how = said
+        found = _from_phrase(content, how)
+        if found.answer is not None or not boxes:
+            return found
+        return _from_boxes(visible, boxes)
+    return _from_end(visible)
+
+
+# -- boxes ---------------------------------------------------------------------------------------------
+
+
+def _from_boxes(text: str, boxes: list[Box]) -> Extraction:
+    group = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        between = text[box.end : group[0].start]
+        if len(between) > 80 or CORRECTION.search(between) or not SAME_STATEMENT.fullmatch(between):
+            break
+        group.insert(0, box)
+    refused = _refused(text, group[0].start, group[-1].end)
+    if refused:
+        return Extraction(None, refused)
+    contents = [box.content.strip() for box in group]
+    if not contents[-1] or not any(contents):
+        return Extraction(None, "an empty box")
+    distinct = list(dict.fromkeys(contents))
+    if len(distinct) == 1:
+        tail = _unit_behind(text, group[-1].end)
+        return Extraction(distinct[0] + tail, "box")
+    return Extraction(", ".join(distinct), "several boxes in one statement", tuple(distinct))
+
+
+def _unit_behind(text: str, end: int) -> str:
+    """A degree or percent sign directly behind a box belongs to the answer."""
+    match = re.compile(r"\$?\s?(\\%|%|\^\\circ|\^\{\\circ\}|°)").match(text, end)
+    return match.group(1) if match else ""
+
+
+def _refused(text: str, start: int, end: int) -> str | None:
+    """Why what stands around a box takes it back ("not …", "… or 85"), None when nothing does."""
+    before = text[max(0, start - 60) : start]
+    before = re.split(r"[\n.;:]", before)[-1]
+    if NEGATION_BEFORE.search(before):
+        return "the answer is negated"
+    if re.search(r"\d\W{0,3}\s(?:or|oder|ou|或)\s+\$?$", before):
+        return "hedged before the box"
+    after = text[end : end + 60]
+    if AFTER_REFUSES.match(after):
+        return "the answer is taken back"
+    if re.match(
+        r"\$?\s*,?\s*\(?(?:or|oder|ou|或)\s+(?:maybe |perhaps |possibly )?\$?-?\\?[\d(f]", after, re.I
+    ):
+        return "hedged after the box"
+    return None
+
+
+# -- phrases -------------------------------------------------------------------------------------------
+
+
+def _phrase(text: str) -> tuple[int, str, str] | None:
+    """(position, content, kind) of the last `<answer>` tag, `####` line or answer phrase."""
+    found: tuple[int, str, str] | None = None
+    offset = max(0, len(text) - MAX_TAIL)
+    tail = text[offset:]
+    for match in _TAG.finditer(tail):
+        found = (match.start(), match.group(1), "answer tag")
+    for match in _HASHES.finditer(tail):
+        if found is None or match.start() > found[0]:
+            found = (match.start(), match.group(1), "####")
+    for match in PHRASE.finditer(tail):
+        if found is None or match.start() >= found[0]:
+            content = tail[match.end() :]
+            if content.strip() and not _inside(found, match.start(), tail):
+                found = (match.start(), content, "phrase")
+    for match in PHRASE_AFTER.finditer(tail):
+        if found is None or match.start() > found[0]:
+            found = (match.start(), match.group(1), "phrase")
+    if found is None:
+        return None
+    return offset + found[0], found[1], found[2]
+
+
+def _inside(found: tuple[int, str, str] | None, position: int, tail: str) -> bool:
+    return found is not None and found[2] == "answer tag" and position < found[0] + len(found[1]) + 8
+
+
+def _from_phrase(content: str, how: str) -> Extraction:
+    content = content.strip()
+    if how == "answer tag":
+        boxes = find_boxes(content)
+        if boxes:
+            return _from_boxes(content, boxes)
+        said = _phrase(content)
+        if said is not None:
+            return _from_phrase(said[1], "phrase")
+        return Extraction(content or None, how)
+    lines = [line for line in content.splitlines() if line.strip(" *#_:`>-")]
+    if not lines:
+        return Extraction(None, "a phrase without an answer")
+    line = lines[0].strip()
+    if line in ("$$", "\\[") and len(lines) > 1:
+        line = lines[1]
+    elif line.startswith(("$$", "\\[", "\\begin")) or line.count("$") % 2:
+        line = _display(content) or line
+    answer = conclude(line, strict=False)
+    if answer is None:
+        return Extraction(None, "hedged or negated")
+    return Extraction(answer, how)
+
+
+def _display(content: str) -> str | None:
+    """Displayed mathematics that begins the content, over several lines."""
+    match = re.match(
+        r"\s*(\$\$.+?\$\$|\\\[.+?\\\]|\\begin\{(\w+)\}.+?\\end\{\2\}|\$[^$]+\$)", content, re.DOTALL
+    )
+    return match.group(1) if match else None
+
+
+# -- lines ---------------------------------------------------------------------------------------------
+
+
+def strip_markup(line: str) -> str:
+    """A line without Markdown emphasis, list marks and outer white space."""
+    line = re.sub(r"\*\*|__|`+", "", line).strip()
+    return re.sub(r"^(?:[-*•>]\s+|#{1,6}\s+)+", "", line).strip()
+
+
+def sentence(line: str) -> str:
+    """The first sentence of a line: up to a full stop that ends it."""
+    match = re.compile(r"(?<![\d.][.])(?<=[^\s.])(?:\.(?=\s+[A-Z\\$])|\.\s*$|。|\.(?=\s*$))").search(line)
+    return line[: match.start()] if match else line
+
+
+def conclude(line: str, strict: bool) -> str | None:
+    """The answer that a line states, or None when it hedges, negates, or (`strict`) does not conclude."""
+    line = sentence(strip_markup(line)).strip().rstrip(" .,;")
+    line = re.sub(r"^[:=\s]+", "", line)
+    if not line:
+        return None
+    if HEDGE.search(line):
+        return None
+    spans = [next(g for g in m.groups() if g is not None).strip() for m in _MATH_SPAN.finditer(line)]
+    if spans:
+        return _from_spans(line, spans, strict)
+    cut = CLAUSE_ENDS.split(line, maxsplit=1)[0].strip(" ,")
+    if re.match(r"(?:not|never|neither|nicht|no es|pas|不是)\b", cut, re.IGNORECASE):
+        return None
+    return cut or None
+
+
+def _from_spans(line: str, spans: list[str], strict: bool) -> str | None:
+    """The answer of a line that has mathematics between dollar signs."""
+    rest = _MATH_SPAN.sub("\0", line)
+    words = rest.replace("\0", " ").strip(" .,;:!")
+    first, last = rest.find("\0"), rest.rfind("\0")
+    if NEGATION_BEFORE.search(rest[:last]) and not CONCLUDES.search(rest[:last]):
+        return None
+    between = rest[first + 1 : last]
+    if not words:
+        return ", ".join(spans)
+    if len(spans) > 1 and re.fullmatch(r"(?:\0|[\s,;]|and|or|und|et|y|和|或)*", between):
+        if first == 0 or CONCLUDES.search(rest[:first]) or not strict:
+            joiner = " or " if re.search(r"\bor\b|或", between) else ", "
+            return joiner.join(spans)
+        return None
+    if not strict and first <= 1 and len(spans) > 1:
+        return spans[0]
+    behind = rest[last + 1 :].strip(" .,;:!")
+    unit = (
+        f" \\text{{{behind}}}"
+        if behind and re.fullmatch(r"[^\W\d_]+(?:\s[^\W\d_]+){0,2}(?:/[^\W\d_]+)?", behind)
+        else ""
+    )
+    if len(spans) == 1:
+        return spans[0] + unit
+    if CONCLUDES.search(rest[:last]):
+        return spans[-1] + unit
+    return None
+
+
+def _from_end(text: str) -> Extraction:
+    """Without any final statement: the whole text if it is one line, else what the last line concludes."""
+    if len(text) <= 400 and "\n" not in text.strip():
+        return _from_line(text.strip(), "whole text")
+    if (
+        len(text) <= 1000
+        and re.match(r"\s*(?:\$|\\\[|\\begin|\\\()", text)
+        and not re.search(r"\n\s*\n", text)
+    ):
+        return Extraction(text.strip(), "whole text")
+    tail = _BOILERPLATE.sub("", text[-MAX_TAIL:])
+    lines = [line for line in tail.splitlines() if line.strip(" *#_`>-=")]
+    if not lines:
+        return Extraction(None, "nothing is stated")
+    display = re.search(r"(\$\$[^$]+\$\$|\\\[(?:(?!\\\[).)+?\\\])\s*[.]?\s*$", tail, re.DOTALL)
+    if display and lines[-1].strip() in ("$$", "\\]", "$$.", "\\]."):
+        return Extraction(display.group(1), "last line")
+    return _from_line(lines[-1].strip(), "last line")
+
+
+_BARE_TEXT = re.compile(r"[^\W\d_][\w' -]{0,40}[.!]?")
+_LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?(?![\w\\^{])")
+
+
+def _from_line(line: str, how: str) -> Extraction:
+    stripped = strip_markup(line)
+    if _looks_like_answer(stripped):
+        return Extraction(stripped, how)
+    concluded = conclude(stripped, strict=True)
+    if concluded is None:
+        return Extraction(None, f"{how}: hedged, negated or inconclusive")
+    if concluded != sentence(stripped).strip().rstrip(" .,;"):
+        if _looks_like_answer(concluded):
+            return Extraction(concluded, how)
+    return _from_prose(concluded, how)
+
+
+def _looks_like_answer(line: str) -> bool:
+    """Whether a line can be an answer as it stands: no sentence."""
+    plain = re.sub(r"\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}", "", line)
+    plain = re.sub(r"\\[a-zA-Z]+", "", plain)
+    count = len(re.findall(r"[^\W\d_]{2,}", plain))
+    if re.search(r"[.!?]\s+[A-Z]", plain):
+        return False
+    return count <= 3 and not re.search(
+        r"\b(?:is|are|was|the|so|we|have|get|equals?|not|then|thus)\b", plain, re.I
+    )
+
+
+def _from_prose(line: str, how: str) -> Extraction:
+    """The number that a sentence concludes with, when there is exactly one way to read it."""
+    verb = None
+    for verb in CONCLUDES.finditer(line):
+        pass
+    tail = line[verb.end() :].strip() if verb else ""
+    if tail and not NEGATION_BEFORE.search(line[: verb.end()]) if verb else False:
+        if _looks_like_answer(tail):
+            return Extraction(tail, how)
+    if "=" in line:
+        last = line.rpartition("=")[2].strip()
+        if _looks_like_answer(last):
+            return Extraction(line if _looks_like_answer(line) else last, how)
+    numbers = list(_LONE_NUMBER.finditer(line))
+    if len(numbers) == 1 and not NEGATION_BEFORE.search(line[: numbers[0].start()]):
+        behind = line[numbers[0].end() :].strip(" .,!")
+        if re.fullmatch(r"(?:[^\W\d_]+(?:\s+[^\W\d_]+){0,3})?", behind) and not AFTER_REFUSES.match(
+            " " + behind
+        ):
+            if verb is not None or not line[: numbers[0].start()].strip():
+                return Extraction(f"{numbers[0].group()} {behind}".strip(), how)
+    if _BARE_TEXT.fullmatch(line):
+        return Extraction(line, how)
+    return Extraction(None, f"{how}: no answer that stands out")

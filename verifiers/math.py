@@ -1,60 +1,216 @@
-"""First version: integers and plain fractions and decimals."""
+"""The mathematical verifier: is the final answer of a completion the reference?
+
+Extraction (`verifiers.extract`), a grammar (`verifiers.parser`), typed comparison (`verifiers.compare`). Text
+never becomes code, and every comparison has a budget of operations, so that the same answer gets the same
+verdict on a loaded machine. The rules, with examples, are in docs/verifiers.md.
+"""
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
+from collections import OrderedDict
+from dataclasses import dataclass
 
 from reasoner.types import Task, Verdict
 from verifiers.base import Verifier
-from verifiers.extract import candidates, extract
+from verifiers.budget import MAX_OPERATIONS, Budget, TooExpensive, Undefined
+from verifiers.extract import Extraction, candidates, extract
+from verifiers.nodes import Node, Text
+from verifiers.text import Unreadable, clean, words
 
-_NUM = re.compile(
-    r"[+-]?(\d{1,300}|\d{1,3}(,\d{3})+)(\.\d{1,300})?|[+-]?\.\d{1,300}|[+-]?\d{1,300}/\d{1,300}"
-)
+_INTEGER = re.compile(r"[+-]?\d{1,400}")
+_MATHLIKE = re.compile(r"[\\^_=<>+*/{}]|\d")
+_PERCENT_ASKED = re.compile(r"percent|per cent|%", re.IGNORECASE)
+_CACHED_REFERENCES = 4096
 
 
-def _number(text: str):
-    text = text.strip().strip("$").strip().rstrip(".")
-    if not _NUM.fullmatch(text):
-        return None
+@dataclass(frozen=True)
+class Reading:
+    """A text and how it was read: the tree, or why there is none."""
+
+    text: str
+    tree: Node | None
+    other: Node | None = None  # with commas between digits read the other way
+    problem: str = ""
+
+
+def read(text: str) -> Reading:
+    """The reading of one answer text."""
+    from verifiers.parser import parse_clean
+
     try:
-        return Fraction(text.replace(",", ""))
-    except ZeroDivisionError:
-        return None
+        cleaned = clean(text)
+    except Unreadable as error:
+        return Reading(text, None, None, str(error))
+    trees: list[Node] = []
+    problem = ""
+    for commas in (True, False) if re.search(r"\d,\d{3}(?!\d)", cleaned) else (True,):
+        try:
+            tree = parse_clean(cleaned, commas)
+            if tree not in trees:
+                trees.append(tree)
+        except Unreadable as error:
+            problem = problem or str(error)
+        except RecursionError:
+            problem = "nested too deeply"
+    if not trees:
+        return Reading(text, None, None, problem)
+    return Reading(text, trees[0], trees[1] if len(trees) > 1 else None)
+
+
+def read_reference(text: str) -> Reading:
+    """The reading of a reference: its box or final statement where it has one, all of it elsewhere."""
+    stripped = text.strip()
+    if "\\boxed" in stripped or "\\fbox" in stripped or "####" in stripped:
+        found = extract(stripped)
+        stripped = found.answer or ""
+    reading = read(stripped)
+    if reading.tree is None and stripped and not _MATHLIKE.search(stripped):
+        return Reading(stripped, Text(words(stripped)))
+    if reading.tree is None and len(stripped) > 40:
+        found = extract(stripped)
+        if found.answer is not None and found.answer != stripped:
+            again = read(found.answer)
+            return again if again.tree is not None else reading
+    return reading
 
 
 class MathVerifier(Verifier):
+    """Correct when the final answer equals any one of the references, by the rules in docs/verifiers.md."""
+
     name = "math"
     timeout_s = 5.0
     memory_mib = 1024
     timeout_is_answer = True
 
+    def __init__(self, operations: int = MAX_OPERATIONS) -> None:
+        self.operations = operations
+        self._references: OrderedDict[str, Reading] = OrderedDict()
+
+    def prepare(self) -> None:
+        """Load what the first verdict will need."""
+        import verifiers.compare
+        import verifiers.parser  # noqa: F401
+
     def verify(self, completion: str, task: Task) -> Verdict:
-        answer = extract(completion).answer
-        if answer is None:
-            return Verdict.unparsed("no final answer")
-        value = _number(answer)
-        readable = False
-        for reference in task.references:
-            want = _number(reference)
-            readable = readable or bool(reference.strip())
-            if value is not None and want is not None and value == want:
-                return Verdict.correct(answer, "equal numbers")
-            if want is None and reference.strip() and answer.strip() == reference.strip():
-                return Verdict.correct(answer, "same text")
-        if not readable:
-            return Verdict("bad_reference", None, answer, "empty reference")
-        if value is None and _number(task.references[0]) is not None:
-            return Verdict.unparsed(f"not a number: {answer[:80]}")
-        return Verdict.wrong(answer)
+        return self._verify(completion, task)[0]
+
+    def explain(self, completion: str, task: Task) -> Verdict:
+        """`verify`, with a detail that goes on to say what was extracted and how both sides were read."""
+        verdict, lines = self._verify(completion, task)
+        detail = f"{verdict.detail}\n\n" + "\n".join(lines)
+        return Verdict(verdict.status, verdict.reward, verdict.extracted, detail, verdict.seconds)
 
     def answer_key(self, completion: str, task: Task) -> str | None:
-        answer = extract(completion).answer
-        if answer is None:
-            return None
-        value = _number(answer)
-        return str(value) if value is not None else answer.strip().lower()
+        from verifiers.keys import answer_key
+
+        found = extract(completion)
+        return None if found.answer is None else answer_key(read(found.answer), self.operations)
 
     def candidates(self, completion: str) -> list[str]:
         return candidates(completion)
+
+    # -- the steps -------------------------------------------------------------------------------------
+
+    def _verify(self, completion: str, task: Task) -> tuple[Verdict, list[str]]:
+        found = extract(completion)
+        lines = [f"extracted ({found.how}): {_short(found.answer)}"]
+        broken = [r for r in task.references if not r.strip()]
+        if len(broken) == len(task.references):
+            return Verdict("bad_reference", None, found.answer, "the reference is empty"), lines
+        if found.answer is None:
+            bad = self._bad_reference(task, found, lines)
+            return bad or Verdict.unparsed(found.how), lines
+        answer = found.answer.strip()
+        quick = _quick(answer, task)
+        if quick is not None:
+            return quick, [*lines, f"rule: {quick.detail}"]
+        return self._compare(answer, task, lines), lines
+
+    def _compare(self, answer: str, task: Task, lines: list[str]) -> Verdict:
+        reading = read(answer)
+        lines.append(f"answer read as: {_tree(reading)}")
+        problems, late = [], ""
+        details = []
+        for reference in task.references:
+            wanted = self._reference(reference)
+            lines.append(f"reference {_short(reference)} read as: {_tree(wanted)}")
+            try:
+                equal, rule = self._same(wanted, reading, task)
+            except TooExpensive as error:
+                late = str(error)
+                continue
+            lines.append(f"rule: {rule}")
+            if equal:
+                return Verdict.correct(answer, rule)
+            if wanted.tree is None:
+                problems.append(wanted.problem)
+            details.append(rule)
+        if len(problems) == len(task.references):
+            return Verdict("bad_reference", None, answer, f"the reference cannot be read: {problems[0]}")
+        if late:
+            return Verdict.timeout(f"too expensive to decide: {late}", answer)
+        if reading.tree is None:
+            return Verdict("unparsed", 0.0, answer, f"the answer cannot be read: {reading.problem}")
+        return Verdict.wrong(answer, details[0] if details else "")
+
+    def _same(self, wanted: Reading, given: Reading, task: Task) -> tuple[bool, str]:
+        from verifiers.compare import Comparison
+
+        if isinstance(wanted.tree, Text) or wanted.tree is None:
+            plain = words(wanted.text)
+            if plain and plain == words(given.text):
+                return True, "the same words"
+        if wanted.tree is None or given.tree is None:
+            return False, wanted.problem or given.problem
+        percent = isinstance(task.prompt, str) and bool(_PERCENT_ASKED.search(task.prompt))
+        comparison = Comparison(Budget(self.operations), percent)
+        rule = ""
+        for gold in filter(None, (wanted.tree, wanted.other)):
+            for pred in filter(None, (given.tree, given.other)):
+                try:
+                    match = comparison.same(gold, pred)
+                except (RecursionError, OverflowError) as error:
+                    raise TooExpensive(f"{type(error).__name__} while comparing") from error
+                except Undefined as error:
+                    return False, f"undefined: {error}"
+                if match:
+                    return True, match.rule
+                rule = rule or match.rule
+        return False, rule
+
+    def _bad_reference(self, task: Task, found: Extraction, lines: list[str]) -> Verdict | None:
+        readings = [self._reference(reference) for reference in task.references]
+        if all(reading.tree is None for reading in readings):
+            problem = readings[0].problem
+            return Verdict("bad_reference", None, None, f"the reference cannot be read: {problem}")
+        return None
+
+    def _reference(self, reference: str) -> Reading:
+        """The reading of a reference, remembered: a group asks for the same one many times."""
+        known = self._references.get(reference)
+        if known is None:
+            known = self._references[reference] = read_reference(reference)
+            if len(self._references) > _CACHED_REFERENCES:
+                self._references.popitem(last=False)
+        return known
+
+
+def _quick(answer: str, task: Task) -> Verdict | None:
+    """Integer against integer, without parsing."""
+    if not _INTEGER.fullmatch(answer) or not answer.isascii():
+        return None
+    references = [reference.strip() for reference in task.references]
+    if not all(_INTEGER.fullmatch(r) and r.isascii() for r in references):
+        return None
+    if any(int(answer) == int(r) for r in references):
+        return Verdict.correct(answer, "equal integers")
+    return Verdict.wrong(answer, "different integers")
+
+
+def _short(text: str | None) -> str:
+    return "nothing" if text is None else text if len(text) <= 200 else text[:200] + "…"
+
+
+def _tree(reading: Reading) -> str:
+    return f"unreadable ({reading.problem})" if reading.tree is None else _short(repr(reading.tree))

@@ -1,0 +1,527 @@
+"""Whether an answer is the reference: dispatch over what they are, ordered and typed.
+
+Scalars go to `verifiers.scalar`, relations to `verifiers.relations`, sets of reals to `verifiers.intervals`.
+Everything here is about structure: lists, tuples, units, percent, choices, words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+from verifiers.budget import Budget, TooExpensive
+from verifiers.canon import NotScalar
+from verifiers.forms import left_to_do, scaled
+from verifiers.intervals import NoSet, SetReader, same_sets
+from verifiers.nodes import (
+    Add,
+    Based,
+    Builder,
+    Call,
+    Choice,
+    Clock,
+    Const,
+    Div,
+    Matrix,
+    Mul,
+    Neg,
+    Node,
+    Num,
+    Percent,
+    PlusMinus,
+    Pow,
+    Quantity,
+    Ratio,
+    Rel,
+    Seq,
+    SetOp,
+    Sym,
+    Text,
+    Unit,
+    walk,
+)
+from verifiers.relations import Assigned, assigned, same_relations
+from verifiers.scalar import Match, same_scalar
+
+MAX_ITEMS = 200
+MAX_SIGNS = 4
+_STRUCTURES = (Seq, SetOp, Rel, Matrix, Text, Choice, Ratio, Clock, Builder, Based)
+SYNONYMS = {
+    "no solutions": "no solution", "no real solution": "no solution", "no real solutions": "no solution",
+    "there is no solution": "no solution", "there are no solutions": "no solution", "dne": "does not exist",
+    "doesn't exist": "does not exist", "the limit does not exist": "does not exist",
+    "limit does not exist": "does not exist", "infinitely many solutions": "infinitely many",
+    "infinite solutions": "infinitely many", "infinite": "infinity",
+}  # fmt: skip
+EMPTY_SET_WORDS = frozenset({"no solution", "none", "empty set", "the empty set"})
+
+
+class Comparison:
+    """Compares syntax trees under one budget. `percent_asked`: the prompt asks for a percentage, so that a
+    bare reference may be answered with a percent sign."""
+
+    def __init__(self, budget: Budget, percent_asked: bool = False) -> None:
+        self.budget = budget
+        self.percent_asked = percent_asked
+
+    def same(self, gold: Node, pred: Node) -> Match:
+        """Whether `pred` answers `gold`. Raises `TooExpensive`."""
+        self.budget.spend(5)
+        try:
+            return self._same(gold, pred)
+        except (NotScalar, NoSet) as error:
+            return Match(False, f"of different kinds ({error})")
+
+    def _same(self, gold: Node, pred: Node) -> Match:
+        if isinstance(gold, Choice) or isinstance(pred, Choice):
+            return self.choice(gold, pred)
+        if isinstance(gold, Text) or isinstance(pred, Text):
+            return self.text(gold, pred)
+        gold, pred = self.settle(gold), self.settle(pred)
+        if isinstance(gold, Rel) or isinstance(pred, Rel):
+            return self.relation(gold, pred)
+        if isinstance(gold, Seq) or isinstance(pred, Seq):
+            return self.sequence(gold, pred)
+        if isinstance(gold, Matrix) or isinstance(pred, Matrix):
+            return self.matrix(gold, pred)
+        if _set_like(gold) or _set_like(pred):
+            return self.sets(gold, pred)
+        if isinstance(gold, Ratio):
+            return self.ratio(gold, pred)
+        if isinstance(gold, Clock) and isinstance(pred, Clock):
+            return self.clock(gold, pred)
+        if isinstance(gold, Based) and isinstance(pred, Based):
+            return Match(gold == pred, "digits in a base")
+        if isinstance(gold, _STRUCTURES) or isinstance(pred, _STRUCTURES):
+            return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+        return self.quantity(gold, pred)
+
+    # -- preparation -----------------------------------------------------------------------------------
+
+    def settle(self, node: Node) -> Node:
+        """± written out as a list of both; one item in brackets as itself; "3 h and 5 min" as a sum."""
+        if any(isinstance(part, PlusMinus) for part in walk(node)):
+            node = self.expand_signs(node)
+        if isinstance(node, Seq) and node.open == "" and node.joined == "and":
+            units = [item.unit for item in node.items if isinstance(item, Quantity)]
+            if len(units) == len(node.items) and len({u.dims for u in units}) == 1:
+                if len({u.factor for u in units}) == len(units):
+                    return Add(node.items)
+        if isinstance(node, Seq) and node.open == "" and len(node.items) > 1:
+            return self.without_conditions(node)
+        return node
+
+    def without_conditions(self, node: Seq) -> Node:
+        """`x = π/4 + kπ, k ∈ Z` without the condition on k."""
+        kept = [
+            i for i in node.items if not (isinstance(i, Rel) and i.ops == ("in",) and _integers(i.items[1]))
+        ]
+        if kept and len(kept) < len(node.items):
+            return kept[0] if len(kept) == 1 else replace(node, items=tuple(kept))
+        return node
+
+    def expand_signs(self, node: Node) -> Node:
+        if isinstance(node, Seq) and node.open in ("", "{"):
+            items: list[Node] = []
+            for item in node.items:
+                expanded = self.expand_signs(item)
+                several = isinstance(expanded, Seq) and expanded.open == "" and expanded != item
+                items += expanded.items if isinstance(expanded, Seq) and several else [item]
+            return replace(node, items=tuple(items))
+        signs = sum(isinstance(part, PlusMinus) for part in walk(node))
+        if not signs:
+            return node
+        if signs > MAX_SIGNS:
+            raise TooExpensive("too many ± signs")
+        if any(isinstance(part, PlusMinus) and part.sign < 0 for part in walk(node)):
+            choices = [[1] * signs, [-1] * signs]
+        else:
+            choices = [[1 if mask >> k & 1 else -1 for k in range(signs)] for mask in range(2**signs)]
+        return Seq("", "", tuple(_with_signs(node, list(choice)) for choice in choices), "or")
+
+    # -- kinds -----------------------------------------------------------------------------------------
+
+    def choice(self, gold: Node, pred: Node) -> Match:
+        if isinstance(gold, Choice):
+            if isinstance(pred, Choice):
+                if gold.letter != pred.letter:
+                    return Match(False, "another letter")
+                if gold.rest is None or pred.rest is None:
+                    return Match(True, "the same letter")
+                return self.same(gold.rest, pred.rest)
+            if isinstance(pred, (Sym, Text)):
+                name = pred.name if isinstance(pred, Sym) else pred.words
+                if name.casefold() in (gold.letter.casefold(), f"option {gold.letter}".casefold()):
+                    return Match(True, "the same letter")
+            if gold.rest is not None:
+                return self.same(gold.rest, pred)
+            return self.same(Sym(gold.letter), pred) if isinstance(pred, Rel) else Match(False, "no letter")
+        assert isinstance(pred, Choice)
+        if pred.rest is not None:
+            return self.same(gold, pred.rest)
+        if isinstance(gold, Text):
+            return Match(gold.words == pred.letter.casefold(), "a letter")
+        return Match(gold == Sym(pred.letter), "a letter")
+
+    def text(self, gold: Node, pred: Node) -> Match:
+        empties = (gold, pred) if isinstance(gold, Text) else (pred, gold)
+        if isinstance(empties[0], Text) and isinstance(empties[1], Seq) and not empties[1].items:
+            return Match(_text(empties[0]) in EMPTY_SET_WORDS, "the empty set")
+        if isinstance(pred, Rel) and pred.ops == ("=",) and isinstance(pred.items[1], Text):
+            return self.text(gold, pred.items[1])
+        if isinstance(gold, Text) and isinstance(pred, Text):
+            return Match(_text(gold) == _text(pred), "words")
+        if isinstance(gold, Text) and isinstance(pred, (Sym, Const)):
+            return Match(gold.words == pred.name.casefold(), "words")
+        if isinstance(pred, Text) and isinstance(gold, (Sym, Const)):
+            return Match(gold.name == pred.words and len(pred.words) == 1, "words")
+        if isinstance(gold, Rel) and isinstance(gold.items[-1], Text) and gold.ops == ("=",):
+            return self.text(gold.items[-1], pred)
+        return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+
+    def relation(self, gold: Node, pred: Node) -> Match:
+        said = assigned(pred, self.budget, self.agree) if isinstance(pred, Rel) else None
+        wanted = assigned(gold, self.budget, self.agree) if isinstance(gold, Rel) else None
+        if isinstance(gold, Rel) and isinstance(pred, Rel):
+            if said and wanted and _names_agree(wanted.name, said.name):
+                match = self.values(wanted, said)
+                if match:
+                    return match
+            match = self.try_sets(gold, pred)
+            return match if match is not None else same_relations(gold, pred, self.budget)
+        if isinstance(pred, Rel) and said is not None:
+            return self.values(Assigned(None, gold), said)
+        if isinstance(gold, Rel) and wanted is not None and not isinstance(pred, Rel):
+            return self.values(wanted, Assigned(None, pred))
+        match = self.try_sets(gold, pred)
+        return match if match is not None else Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+
+    def values(self, gold: Assigned, pred: Assigned) -> Match:
+        match = self.same(gold.value, pred.value)
+        if not match and pred.rounded is not None:
+            match = self.same(gold.value, pred.rounded)
+        if not match and gold.rounded is not None:
+            match = self.same(gold.rounded, pred.value)
+        return match
+
+    def agree(self, left: Node, right: Node) -> bool:
+        """Whether two links of a chain are equal (evaluated or not)."""
+        if isinstance(left, _STRUCTURES) or isinstance(right, _STRUCTURES):
+            return bool(self.same(left, right))
+        if isinstance(left, (Quantity, Percent)) or isinstance(right, (Quantity, Percent)):
+            return bool(self.quantity(left, right, evaluated=False))
+        try:
+            return bool(same_scalar(left, right, self.budget))
+        except NotScalar:
+            return False
+
+    def try_sets(self, gold: Node, pred: Node) -> Match | None:
+        reader = SetReader(self.budget)
+        try:
+            a, b = reader.read(gold), reader.read(pred)
+        except NoSet:
+            return None
+        return Match(same_sets(a, b, self.bound), "sets of reals")
+
+    def bound(self, gold: Node, pred: Node) -> bool:
+        return bool(self.same(gold, pred))
+
+    def sets(self, gold: Node, pred: Node) -> Match:
+        match = self.try_sets(gold, pred)
+        if match is not None:
+            return match
+        if isinstance(gold, SetOp) and isinstance(pred, SetOp) and gold.op == pred.op:
+            straight = self.same(gold.left, pred.left) and self.same(gold.right, pred.right)
+            crossed = gold.op != "setminus" and (
+                self.same(gold.left, pred.right) and self.same(gold.right, pred.left)
+            )
+            return Match(bool(straight or crossed), "set operations, part by part")
+        if isinstance(gold, Builder) and isinstance(pred, Builder):
+            return Match(gold == pred, "set builders")
+        return Match(gold == pred, "named sets")
+
+    # -- lists -----------------------------------------------------------------------------------------
+
+    def sequence(self, gold: Node, pred: Node) -> Match:
+        if isinstance(gold, Matrix) or isinstance(pred, Matrix):
+            return self.matrix(gold, pred)
+        if _set_like(gold) or _set_like(pred) or _inequalities(gold) or _inequalities(pred):
+            match = self.try_sets(gold, pred)
+            return match if match is not None else Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+        if not isinstance(gold, Seq):
+            return Match(False, "several answers where one was asked")
+        if not isinstance(pred, Seq):
+            if gold.open == "{" and len(gold.items) == 1:
+                return self.same(gold.items[0], pred)
+            return Match(False, "one answer where several were asked")
+        if len(gold.items) > MAX_ITEMS or len(pred.items) > MAX_ITEMS:
+            raise TooExpensive("a list too long to compare")
+        named = self.named(gold, pred)
+        if named is not None:
+            return named
+        return self.lists(gold, pred)
+
+    def lists(self, gold: Seq, pred: Seq) -> Match:
+        kinds = (gold.open + gold.close, pred.open + pred.close)
+        if set(kinds) <= {"{}", ""}:
+            return self.unordered(gold.items, pred.items, as_sets="{}" in kinds)
+        vectors = {"()", "<>", ""}
+        if kinds[0] == kinds[1] or set(kinds) <= vectors:
+            return self.ordered(gold.items, pred.items)
+        if set(kinds) == {"[]", ""} and len(gold.items) != 2:
+            return self.ordered(gold.items, pred.items)
+        return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+
+    def ordered(self, gold: tuple[Node, ...], pred: tuple[Node, ...]) -> Match:
+        if len(gold) != len(pred):
+            return Match(False, f"{len(pred)} items, not {len(gold)}")
+        for index, (a, b) in enumerate(zip(gold, pred, strict=True), 1):
+            match = self.same(a, b)
+            if not match:
+                return Match(False, f"item {index}: {match.rule}")
+        return Match(True, "item by item, in order")
+
+    def unordered(self, gold: tuple[Node, ...], pred: tuple[Node, ...], as_sets: bool) -> Match:
+        if as_sets:
+            gold, pred = self.distinct(gold), self.distinct(pred)
+        if len(gold) != len(pred):
+            return Match(False, f"{len(pred)} elements, not {len(gold)}")
+        left = list(pred)
+        for item in gold:
+            for index, other in enumerate(left):
+                if self.same(item, other):
+                    del left[index]
+                    break
+            else:
+                return Match(False, "an element is missing")
+        return Match(True, "element by element, in any order")
+
+    def distinct(self, items: tuple[Node, ...]) -> tuple[Node, ...]:
+        kept: list[Node] = []
+        for item in items:
+            if not any(self.same(other, item) for other in kept):
+                kept.append(item)
+        return tuple(kept)
+
+    def named(self, gold: Seq, pred: Seq) -> Match | None:
+        """Lists of `name = value`: matched by name, or in order against plain values."""
+        wanted, said = _assignments(gold), _assignments(pred)
+        if wanted is None and said is None:
+            return None
+        if wanted is not None and said is not None:
+            names, others = [n for n, _ in wanted], [n for n, _ in said]
+            if len(set(names)) == len(names) > 1:
+                if sorted(names) != sorted(others):
+                    return Match(False, "other variables")
+                table = dict(said)
+                return self.ordered(tuple(v for _, v in wanted), tuple(table[n] for n in names))
+            if set(names) != set(others):
+                return Match(False, "other variables")
+            return self.unordered(tuple(v for _, v in wanted), tuple(v for _, v in said), as_sets=True)
+        pairs, other = (wanted, pred) if wanted is not None else (said, gold)
+        assert pairs is not None
+        values = tuple(v for _, v in pairs)
+        one_variable = len({n for n, _ in pairs}) < len(pairs)
+        if one_variable and other.open in ("", "{"):
+            first, second = (values, other.items) if wanted is not None else (other.items, values)
+            return self.unordered(first, second, as_sets=True)
+        if not one_variable and other.open in ("", "(", "<"):
+            first, second = (values, other.items) if wanted is not None else (other.items, values)
+            return self.ordered(first, second)
+        return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+
+    def matrix(self, gold: Node, pred: Node) -> Match:
+        gold, pred = _as_matrix(gold), _as_matrix(pred)
+        if not isinstance(gold, Matrix) or not isinstance(pred, Matrix) or gold.kind != pred.kind:
+            return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+        if [len(row) for row in gold.rows] != [len(row) for row in pred.rows]:
+            return Match(False, "another shape")
+        cells = [cell for row in gold.rows for cell in row]
+        match = self.ordered(tuple(cells), tuple(cell for row in pred.rows for cell in row))
+        return Match(match.equal, f"matrix, {match.rule}")
+
+    def ratio(self, gold: Ratio, pred: Node) -> Match:
+        if isinstance(pred, Ratio):
+            if len(gold.items) != len(pred.items):
+                return Match(False, "another number of parts")
+            first, other = gold.items[0], pred.items[0]
+            agree = all(
+                same_scalar(Mul((a, other)), Mul((b, first)), self.budget)
+                for a, b in zip(gold.items, pred.items, strict=True)
+            )
+            return Match(agree, "ratio, part by part")
+        if len(gold.items) == 2 and isinstance(pred, Div):
+            return self.quantity(Div(*gold.items), pred)
+        return Match(False, f"{_kind(pred)} is not a ratio")
+
+    def clock(self, gold: Clock, pred: Clock) -> Match:
+        a, b = gold.text, pred.text
+        if (a[-1] in "ap") != (b[-1] in "ap"):
+            a, b = a.rstrip("ap"), b.rstrip("ap")
+        return Match(a == b, "time of day")
+
+    # -- numbers with and without units ----------------------------------------------------------------
+
+    def quantity(self, gold: Node, pred: Node, evaluated: bool = True) -> Match:
+        """Scalars, with percent and units: a missing unit is forgiven, a different one is not."""
+        gold_value, gold_unit, gold_percent = _split(gold)
+        pred_value, pred_unit, pred_percent = _split(pred)
+        if evaluated:
+            undone = left_to_do(gold_value, pred_value)
+            if undone:
+                return Match(False, f"not evaluated: {', '.join(sorted(undone))}")
+        if gold_percent or pred_percent:
+            return self.percent(gold_value, pred_value, gold_percent, pred_percent)
+        if gold_unit is None or pred_unit is None:
+            match = same_scalar(gold_value, pred_value, self.budget)
+            if not match and (gold_unit or pred_unit) and _angle(gold_unit or pred_unit):
+                match = self.radians(gold_value, gold_unit, pred_value, pred_unit)
+            return match
+        if _angle(gold_unit) and _angle(pred_unit) and gold_unit.dims != pred_unit.dims:
+            return self.radians(gold_value, gold_unit, pred_value, pred_unit)
+        if gold_unit.dims != pred_unit.dims:
+            return Match(False, f"{pred_unit.name} is not {gold_unit.name}")
+        if gold_unit.factor == pred_unit.factor:
+            return same_scalar(gold_value, pred_value, self.budget)
+        return same_scalar(
+            scaled(gold_value, gold_unit.factor), scaled(pred_value, pred_unit.factor), self.budget
+        )
+
+    def percent(self, gold: Node, pred: Node, gold_percent: bool, pred_percent: bool) -> Match:
+        hundredth = Fraction(1, 100)
+        if gold_percent and pred_percent:
+            return same_scalar(gold, pred, self.budget)
+        if gold_percent:
+            match = same_scalar(scaled(gold, hundredth), pred, self.budget)
+            return match or same_scalar(gold, pred, self.budget)
+        match = same_scalar(gold, scaled(pred, hundredth), self.budget)
+        return match or (same_scalar(gold, pred, self.budget) if self.percent_asked else match)
+
+    def radians(self, gold: Node, gold_unit: Unit | None, pred: Node, pred_unit: Unit | None) -> Match:
+        """An angle in degrees against one in radians; a bare number counts as radians only if it has a π."""
+        sides = []
+        for value, unit in ((gold, gold_unit), (pred, pred_unit)):
+            if unit is None and Const("pi") not in walk(value):
+                return Match(False, "a number is no angle in degrees")
+            in_degrees = unit is not None and unit.dims[0][0] == "angle"
+            sides.append(Div(Mul((value, Const("pi"))), Num(Fraction(180))) if in_degrees else value)
+        return same_scalar(sides[0], sides[1], self.budget)
+
+
+# -- small questions about nodes -----------------------------------------------------------------------
+
+
+def _angle(unit: Unit | None) -> bool:
+    return unit is not None and len(unit.dims) == 1 and unit.dims[0][0] in ("angle", "radian")
+
+
+def _split(node: Node) -> tuple[Node, Unit | None, bool]:
+    """(value, unit, is a percentage); "units" counts as no unit, and a sum of lengths is in base units."""
+    match node:
+        case Percent(item):
+            return item, None, True
+        case Quantity(item, unit):
+            return item, None if unit.generic or not unit.dims else unit, False
+        case Neg(Percent(item)):
+            return Neg(item), None, True
+        case Neg(Quantity(item, unit)):
+            return Neg(item), None if unit.generic else unit, False
+        case Add(items) if all(isinstance(i, Quantity) for i in items):
+            units = [i.unit for i in items if isinstance(i, Quantity)]
+            if len({u.dims for u in units}) == 1:
+                total = Add(tuple(scaled(i.item, i.unit.factor) for i in items if isinstance(i, Quantity)))
+                base = Unit(Fraction(1), units[0].dims, "+".join(u.name for u in units))
+                return _summed(total), base, False
+    return node, None, False
+
+
+def _summed(total: Add) -> Node:
+    if all(isinstance(i, Num) for i in total.items):
+        return Num(sum((i.value for i in total.items if isinstance(i, Num)), Fraction(0)))
+    return total
+
+
+def _with_signs(node: Node, signs: list[int]) -> Node:
+    """`node` with each ± replaced by the next sign of `signs` (writing order)."""
+
+    def go(part: Node) -> Node:
+        match part:
+            case PlusMinus(left, right, kind):
+                first = None if left is None else go(left)
+                sign = signs.pop(0) * kind
+                second = go(right) if sign > 0 else Neg(go(right))
+                return second if first is None else Add((first, second))
+            case Add(items):
+                return Add(tuple(map(go, items)))
+            case Mul(items):
+                return Mul(tuple(map(go, items)))
+            case Neg(item):
+                return Neg(go(item))
+            case Div(a, b):
+                return Div(go(a), go(b))
+            case Pow(a, b):
+                return Pow(go(a), go(b))
+            case Call(name, args):
+                return Call(name, tuple(map(go, args)))
+            case Quantity(item, unit):
+                return Quantity(go(item), unit)
+            case Rel(items, ops):
+                return Rel(tuple(map(go, items)), ops)
+            case Seq(opened, closed, items, joined):
+                return Seq(opened, closed, tuple(map(go, items)), joined)
+        return part
+
+    return go(node)
+
+
+def _assignments(seq: Seq) -> list[tuple[str, Node]] | None:
+    """(name, value) of each item when every item is `name = value`."""
+    found = []
+    for item in seq.items:
+        if not isinstance(item, Rel) or set(item.ops) != {"="} or not isinstance(item.items[0], Sym):
+            return None
+        found.append((item.items[0].name, item.items[-1]))
+    return found or None
+
+
+def _names_agree(a: Node | None, b: Node | None) -> bool:
+    if not isinstance(a, (Sym, Call)) or not isinstance(b, (Sym, Call)):
+        return True
+    return a == b
+
+
+def _integers(node: Node) -> bool:
+    return (isinstance(node, Const) and node.name in "ZNRQ") or (isinstance(node, Sym) and "set" in node.name)
+
+
+def _set_like(node: Node) -> bool:
+    return isinstance(node, (SetOp, Builder)) or (isinstance(node, Const) and node.name in "RZNQC")
+
+
+def _inequalities(node: Node) -> bool:
+    return isinstance(node, Seq) and any(
+        isinstance(i, Rel) and any(op not in ("=", "~") for op in i.ops) for i in node.items
+    )
+
+
+def _as_matrix(node: Node) -> Node:
+    if isinstance(node, Seq) and node.open in ("[", "(") and node.items:
+        rows = [row.items for row in node.items if isinstance(row, Seq) and row.open in ("[", "(")]
+        if len(rows) == len(node.items):
+            return Matrix(tuple(rows))
+    return node
+
+
+def _text(node: Text) -> str:
+    plain = node.words
+    for article in ("the ", "a ", "an "):
+        plain = plain.removeprefix(article)
+    return SYNONYMS.get(plain, plain)
+
+
+def _kind(node: Node) -> str:
+    names = {
+        Seq: "a list", SetOp: "a set", Builder: "a set", Rel: "a relation", Matrix: "a matrix", Text: "words",
+        Choice: "a letter", Ratio: "a ratio", Clock: "a time", Based: "a number in another base",
+    }  # fmt: skip
+    return names.get(type(node), "a value")

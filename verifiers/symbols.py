@@ -1,0 +1,407 @@
+"""Primaries of the answer grammar: numbers, letters, commands, brackets."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from verifiers.lexer import Token
+from verifiers.nodes import Based, Call, Const, Div, Mul, Node, Num, Opaque, Seq, Sym, Text
+from verifiers.tables import ACCENTS, FUNCTIONS, GLUED, GREEK, OPERATORS, PREFIXES
+from verifiers.text import Unreadable, words
+
+MAX_DIGITS = 4000
+_CONSTANTS = {"pi": "pi", "infty": "oo", "infinity": "oo", "inf": "oo", "oo": "oo", "Infinity": "oo"}
+_NUMBER_SETS = frozenset("RZNQC")
+_FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac", "vfrac", "sfrac", "nicefrac", "flatfrac"})
+_BINOMIALS = frozenset({"binom", "dbinom", "tbinom"})
+_FUNCTION_LETTERS = frozenset("fghFGHPE")
+_OPENING = {"lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil"), "lvert": ("rvert", "abs"),
+            "lVert": ("rVert", "norm")}  # fmt: skip
+_SYMBOL_COMMANDS = (
+    GREEK
+    | FUNCTIONS.keys()
+    | _CONSTANTS.keys()
+    | _FRACTIONS
+    | _BINOMIALS
+    | ACCENTS
+    | PREFIXES
+    | OPERATORS
+    | _OPENING.keys()
+    | {"mathbb", "overline", "bar", "usqrt", "ucbrt", "langle", "emptyset", "varnothing", "imath", "e"}
+)
+
+
+def number(text: str) -> Num:
+    """A literal such as `12`, `.185`, `16.0`, `1.5e-7`. Raises `Unreadable` when it is too long to hold."""
+    mantissa, _, exponent = text.lower().partition("e")
+    if len(mantissa) > MAX_DIGITS or len(exponent) > 5:
+        raise Unreadable("a number too long to read")
+    whole, point, fraction = mantissa.partition(".")
+    shift = int(exponent) if exponent else 0
+    value = Fraction(int(whole + fraction or "0"), 10 ** len(fraction)) * Fraction(10) ** shift
+    if not point:
+        return Num(value, None, len(whole.lstrip("0")))
+    return Num(value, len(fraction) - shift, len((whole + fraction).lstrip("0")))
+
+
+def repeating(whole: str, fixed: str, cycle: str) -> Num:
+    """`whole.fixed` followed by `cycle` for ever, exactly."""
+    nines = 10 ** len(cycle) - 1
+    tail = Fraction(int(cycle), nines) if nines else Fraction(0)
+    value = int(whole or "0") + (int(fixed or "0") + tail) / 10 ** len(fixed)
+    return Num(Fraction(value))
+
+
+class Symbols:
+    """Mixin of the parser: everything that is one unit before postfix signs and powers."""
+
+    if TYPE_CHECKING:
+        tokens: list[Token]
+        position: int
+        in_bars: bool
+        in_builder: bool
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def starts_symbol(self, command: str) -> bool:
+        return command in _SYMBOL_COMMANDS
+
+    def primary(self) -> Node:
+        token = self.peek()
+        if token.kind == "num":
+            return self.literal()
+        if token.kind == "name":
+            return self.name()
+        if token.kind == "text":
+            return self.text()
+        if token.kind == "begin":
+            return self.environment()
+        if token.kind == "cmd":
+            return self.command()
+        if token.text in ("(", "["):
+            return self.bracketed()
+        if token.text == "{":
+            return self.group()
+        if token.text == "\\{":
+            return self.braced_set()
+        if token.text in ("|", "\\|"):
+            return self.bars()
+        if token.text == "<":
+            return self.angled()
+        raise Unreadable(f"unexpected {token.text or 'end'!r}")
+
+    def group(self) -> Node:
+        """LaTeX braces; with commas inside, a set in plain notation."""
+        opened = self.position
+        self.expect("{")
+        self.enter()
+        bars, self.in_bars = self.in_bars, False
+        node = self.items("", "}")
+        self.in_bars = bars
+        if isinstance(node, Seq) and not node.open or self.peek().text in ("|", ":", "mid"):
+            self.leave()
+            self.position = opened
+            return self.braced_set()
+        self.expect("}")
+        self.leave()
+        return node
+
+    def bars(self) -> Node:
+        if self.in_bars:
+            raise Unreadable("bars inside bars")
+        bar = self.next().text
+        self.in_bars = True
+        node = self.arith()
+        self.in_bars = False
+        self.expect(bar)
+        return Call("abs" if bar == "|" else "norm", (node,))
+
+    # -- numbers ---------------------------------------------------------------------------------------
+
+    def literal(self) -> Node:
+        token = self.next()
+        if token.text.endswith("."):
+            return self.repeating_literal(token.text[:-1], "")
+        after = self.peek()
+        if "." in token.text and (
+            (after.kind == "cmd" and after.text in ("overline", "bar", "dot", "ldots", "dots", "cdots"))
+            or (after.kind == "op" and after.text == "...")
+        ):
+            whole, _, fixed = token.text.partition(".")
+            return self.repeating_literal(whole, fixed)
+        if after.kind == "op" and after.text == "_":
+            self.next()
+            return self.based(token.text)
+        value = number(token.text)
+        if "." not in token.text and "e" not in token.text.lower():
+            return self.mixed(value)
+        return value
+
+    def repeating_literal(self, whole: str, fixed: str) -> Node:
+        mark = self.next()
+        if mark.text in ("ldots", "dots", "cdots", "..."):
+            for length in range(1, len(fixed) // 2 + 1):
+                for start in range(len(fixed) - 2 * length + 1):
+                    cycle = fixed[start : start + length]
+                    tail = fixed[start:]
+                    if len(tail) >= max(2 * length, 3) and (cycle * len(tail)).startswith(tail):
+                        return repeating(whole, fixed[:start], cycle)
+            return number(f"{whole}.{fixed}")
+        if mark.text == "(":
+            digits = self.next().text
+            self.expect(")")
+        else:
+            braced = self.accept("{")
+            digits = self.next().text
+            if braced:
+                self.expect("}")
+        if not digits.isdigit() or len(digits) > 200:
+            raise Unreadable("a repeating decimal without digits")
+        return repeating(whole, fixed, digits)
+
+    def mixed(self, value: Num) -> Node:
+        """`4 4/9` and `4\\frac{4}{9}` as people read them: an integer and a proper fraction, added."""
+        after = self.peek()
+        if after.kind == "num" and after.spaced and after.text.isdigit():
+            if self.peek(1).text == "/" and self.peek(2).kind == "num" and self.peek(2).text.isdigit():
+                top, bottom = int(after.text), int(self.peek(2).text)
+                if 0 < top < bottom and self.peek(3).text not in ("^", "!", "_"):
+                    self.position += 3
+                    return Num(value.value + Fraction(top, bottom))
+            return value
+        if after.kind == "cmd" and after.text in _FRACTIONS:
+            start = self.position
+            self.next()
+            top_node, bottom_node = self.token_argument(), self.token_argument()
+            if isinstance(top_node, Num) and isinstance(bottom_node, Num):
+                top_value, bottom_value = top_node.value, bottom_node.value
+                whole = top_value.denominator == bottom_value.denominator == 1
+                if (
+                    whole
+                    and 0 < top_value < bottom_value
+                    and value.value
+                    and self.peek().text not in ("^", "!")
+                ):
+                    return Num(value.value + top_value / bottom_value)
+            self.position = start
+        return value
+
+    def based(self, digits: str) -> Node:
+        self.enter()
+        index = self.exponent() if self.peek().kind != "text" else self.primary()
+        self.leave()
+        names = ("two three four five six seven eight nine ten eleven twelve").split()
+        if isinstance(index, Text) and index.words in names:
+            index = Num(Fraction(names.index(index.words) + 2))
+        if not isinstance(index, Num) or index.value.denominator != 1 or not 2 <= index.value <= 36:
+            raise Unreadable("a number with a strange index")
+        base = int(index.value)
+        if any(int(d, 36) >= base for d in digits.replace(".", "")):
+            raise Unreadable(f"{digits} has digits that base {base} has not")
+        return Based(digits.lstrip("0") or "0", base) if base != 10 else number(digits)
+
+    # -- names -----------------------------------------------------------------------------------------
+
+    def take_letter(self) -> None:
+        """Consume the first letter of the name token at the cursor."""
+        token = self.tokens[self.position]
+        if len(token.text) == 1:
+            self.position += 1
+        else:
+            self.tokens[self.position] = Token("name", token.text[1:], False)
+
+    def letter(self, letter: str) -> Node:
+        if letter == "e":
+            return Const("e")
+        if letter == "i":
+            return Const("i")
+        return Sym(letter)
+
+    def name(self) -> Node:
+        word = self.peek().text
+        if word in FUNCTIONS and self.starts_function(self.peek(1)):
+            self.next()
+            return self.function(FUNCTIONS[word])
+        if word in _CONSTANTS:
+            self.next()
+            return Const(_CONSTANTS[word])
+        if word in GREEK and len(word) > 1:
+            self.next()
+            return self.symbol(word)
+        for glued in GLUED:
+            if word.startswith(glued) and len(word) - len(glued) in (0, 1, 2):
+                if len(word) == len(glued) and not self.starts_function(self.peek(1)):
+                    break
+                self.tokens[self.position] = Token("name", word[len(glued) :], False)
+                if len(word) == len(glued):
+                    self.position += 1
+                return self.function(FUNCTIONS[glued])
+        if len(word) >= 2 and word.isupper() and word.isascii():
+            self.next()
+            return self.symbol(word)
+        if len(word) > 1 and word.endswith("pi") and len(word) <= 4:
+            self.tokens[self.position : self.position + 1] = [
+                *(Token("name", c) for c in word[:-2]),
+                Token("name", "pi"),
+            ]
+            return self.name()
+        if len(word) > 3 or not word.isascii():
+            raise Unreadable(f"{word!r} is a word, not mathematics")
+        self.take_letter()
+        return self.symbol(word[0])
+
+    def starts_function(self, token: Token) -> bool:
+        return token.kind in ("num", "name") or (
+            token.text in ("(", "^", "_", "{", "[", "|", "-") if token.kind == "op" else token.kind == "cmd"
+        )
+
+    def symbol(self, name: str) -> Node:
+        """A symbol with its index, or an unknown function applied."""
+        if self.peek().text == "_" and self.peek().kind == "op":
+            self.next()
+            name += "_" + self.index()
+        elif len(name) == 1:
+            node = self.letter(name)
+            if not isinstance(node, Sym):
+                return node
+        while self.peek().kind == "op" and self.peek().text == "'":
+            self.next()
+            name += "'"
+        if self.peek().kind == "op" and self.peek().text == "(" and name[0] in _FUNCTION_LETTERS:
+            inner = self.bracketed()
+            args = inner.items if isinstance(inner, Seq) and inner.open == "(" else (inner,)
+            return Call(name, args)
+        return Sym(name)
+
+    def index(self) -> str:
+        """The text of a subscript, without braces and spaces."""
+        if self.peek().text != "{":
+            token = self.peek()
+            if token.kind == "name" and len(token.text) > 1:
+                self.take_letter()
+                return token.text[0]
+            return self.next().text
+        self.next()
+        parts, depth = [], 1
+        while depth:
+            token = self.next()
+            if token.kind == "end":
+                raise Unreadable("an index is not closed")
+            depth += {"{": 1, "}": -1}.get(token.text, 0) if token.kind == "op" else 0
+            parts.append(token.text)
+        return "".join(parts[:-1])
+
+    def text(self) -> Node:
+        """Words where a value was expected: a name such as `\\text{Area} = 5`, or a text answer."""
+        parts = [self.next().text]
+        while self.peek().kind == "text":
+            parts.append(self.next().text)
+        return Text(words(" ".join(parts)))
+
+    # -- commands --------------------------------------------------------------------------------------
+
+    def token_argument(self) -> Node:
+        """The argument of a LaTeX command: a group, or a single digit, letter or command."""
+        token = self.peek()
+        if token.kind == "op" and token.text == "{":
+            return self.group()
+        if token.kind == "num" and len(token.text) > 1:
+            if not token.text.isdigit():
+                raise Unreadable("a command applied to a decimal without braces")
+            self.tokens[self.position] = Token("num", token.text[1:], False)
+            return number(token.text[0])
+        if token.kind == "num":
+            self.next()
+            return number(token.text)
+        if token.kind == "name":
+            self.take_letter()
+            return self.letter(token.text[0])
+        return self.primary()
+
+    def command(self) -> Node:
+        name = self.next().text
+        if name in _FRACTIONS:
+            top = self.token_argument()
+            return Div(top, self.token_argument())
+        if name in ("usqrt", "ucbrt"):
+            inner = self.literal() if self.peek().kind == "num" else self.token_argument()
+            return Call("root", (inner, Num(Fraction(2 if name == "usqrt" else 3))))
+        if name in _CONSTANTS:
+            return Const(_CONSTANTS[name])
+        if name in FUNCTIONS and name not in _BINOMIALS:
+            return self.function(FUNCTIONS[name])
+        if name in _BINOMIALS:
+            return Call("binom", (self.token_argument(), self.token_argument()))
+        if name in GREEK or name in ("imath", "jmath"):
+            return self.symbol(name)
+        if name in ("emptyset", "varnothing"):
+            return Seq("{", "}", ())
+        if name == "mathbb":
+            return self.number_set()
+        if name in _OPENING:
+            closer, function = _OPENING[name]
+            node = self.arith()
+            self.expect(closer)
+            return Call(function, (node,))
+        if name == "langle":
+            self.position -= 1
+            return self.angled()
+        if name in OPERATORS:
+            return self.operator(name)
+        if name in ("overline", "bar") or name in ACCENTS:
+            return self.accented(name)
+        if name in PREFIXES:
+            return Sym(name + "".join(_flat(self.primary())))
+        raise Unreadable(f"\\{name} is not known")
+
+    def number_set(self) -> Node:
+        braced = self.accept("{")
+        letter = self.next().text
+        if braced:
+            self.expect("}")
+        if letter not in _NUMBER_SETS:
+            raise Unreadable(f"unknown set {letter!r}")
+        suffix = ""
+        if self.peek().text in ("^", "_"):
+            self.next()
+            suffix = self.index()
+        return Const(letter + suffix) if not suffix else Sym(f"set{letter}{suffix}")
+
+    def accented(self, name: str) -> Node:
+        inner = self.token_argument()
+        if not isinstance(inner, (Sym, Const, Mul)) or (
+            isinstance(inner, Mul) and not all(isinstance(i, Sym) for i in inner.items)
+        ):
+            raise Unreadable(f"\\{name} on something that is no symbol")
+        return Sym(f"{name} {''.join(_flat(inner))}")
+
+    def operator(self, name: str) -> Node:
+        """`\\sum_{k=1}^n k` and the like: kept as written, never evaluated."""
+        parts: list[Node] = []
+        while self.peek().text in ("_", "^") and self.peek().kind == "op":
+            mark = self.next().text
+            parts.append(Text(mark + re.sub(r"\s", "", self.index())))
+        waiting = 0
+        while self.peek().kind != "end" and waiting < 200:
+            token = self.peek()
+            if token.kind == "op" and token.text in (")", "]", "}", "\\}", "=", ","):
+                break
+            if token.text in ("=", "approx", "implies", "le", "ge", "<", ">"):
+                break
+            waiting += 1
+            if token.text in ("(", "[", "{", "\\{"):
+                parts.append(Opaque("group", (self.primary(),)))
+            else:
+                self.next()
+                parts.append(Text(token.text))
+        return Opaque(name, tuple(parts))
+
+
+def _flat(node: Node) -> list[str]:
+    if isinstance(node, (Sym, Const)):
+        return [node.name]
+    if isinstance(node, Mul):
+        return [part for item in node.items for part in _flat(item)]
+    raise Unreadable("a mark on something that is no symbol")
