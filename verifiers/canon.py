@@ -310,6 +310,41 @@ class Canon:
         return Quotient(total, ONE)
 
 
+def prime_powers(node: Node, budget: Budget) -> dict[int, Fraction] | None:
+    """A positive number built by products, quotients and powers as {prime: exponent}, however big it is; None
+    for anything else. Unique factorisation makes two of them equal exactly when they agree."""
+    budget.spend(2)
+    match node:
+        case Num(value) if value > 0:
+            found: dict[int, Fraction] = {}
+            for number, sign in ((value.numerator, 1), (value.denominator, -1)):
+                primes, rest = factor(number)
+                if rest != 1:
+                    return None
+                for prime, times in primes.items():
+                    found[prime] = found.get(prime, Fraction(0)) + sign * times
+            return {p: e for p, e in found.items() if e}
+        case Mul(items):
+            return _merged([(prime_powers(item, budget), Fraction(1)) for item in items])
+        case Div(top, bottom):
+            pair = (prime_powers(top, budget), Fraction(1)), (prime_powers(bottom, budget), Fraction(-1))
+            return _merged(list(pair))
+        case Pow(base, exp):
+            exponent = Canon(budget).of(exp).rational
+            return None if exponent is None else _merged([(prime_powers(base, budget), exponent)])
+    return None
+
+
+def _merged(parts: list[tuple[dict[int, Fraction] | None, Fraction]]) -> dict[int, Fraction] | None:
+    total: dict[int, Fraction] = {}
+    for powers, weight in parts:
+        if powers is None:
+            return None
+        for prime, exponent in powers.items():
+            total[prime] = total.get(prime, Fraction(0)) + exponent * weight
+    return {prime: exponent for prime, exponent in total.items() if exponent}
+
+
 def opaque_key(node: Node) -> str:
     """A name for an unevaluated operator: equal only when written alike."""
     return repr(node)

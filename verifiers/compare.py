@@ -29,7 +29,6 @@ from verifiers.nodes import (
     Num,
     Percent,
     PlusMinus,
-    Pow,
     Quantity,
     Ratio,
     Rel,
@@ -38,10 +37,13 @@ from verifiers.nodes import (
     Sym,
     Text,
     Unit,
+    rewrite,
+    symbols,
     walk,
 )
 from verifiers.relations import Assigned, assigned, same_relations
 from verifiers.scalar import Match, same_scalar
+from verifiers.text import number_word
 
 MAX_ITEMS = 200
 MAX_SIGNS = 4
@@ -77,6 +79,7 @@ class Comparison:
             return self.choice(gold, pred)
         if isinstance(gold, Text) or isinstance(pred, Text):
             return self.text(gold, pred)
+        pred = _same_integer(gold, pred)
         gold, pred = self.settle(gold), self.settle(pred)
         if isinstance(gold, Rel) or isinstance(pred, Rel):
             return self.relation(gold, pred)
@@ -102,6 +105,11 @@ class Comparison:
         """± written out as a list of both; one item in brackets as itself; "3 h and 5 min" as a sum."""
         if any(isinstance(part, PlusMinus) for part in walk(node)):
             node = self.expand_signs(node)
+        if isinstance(node, Matrix) and all(len(r) == 1 and isinstance(r[0], Rel) for r in node.rows):
+            return Seq("", "", tuple(row[0] for row in node.rows), "and")
+        if isinstance(node, Seq) and node.open == "[" and len(node.items) == 1:
+            if isinstance(node.items[0], Matrix):
+                return node.items[0]
         if isinstance(node, Seq) and node.open == "" and node.joined == "and":
             units = [item.unit for item in node.items if isinstance(item, Quantity)]
             if len(units) == len(node.items) and len({u.dims for u in units}) == 1:
@@ -169,6 +177,9 @@ class Comparison:
             return Match(_text(empties[0]) in EMPTY_SET_WORDS, "the empty set")
         if isinstance(pred, Rel) and pred.ops == ("=",) and isinstance(pred.items[1], Text):
             return self.text(gold, pred.items[1])
+        for side, other in ((gold, pred), (pred, gold)):
+            if isinstance(side, Text) and isinstance(other, Num):
+                return Match(number_word(side.words) == other.value, "a number in words")
         if isinstance(gold, Text) and isinstance(pred, Text):
             return Match(_text(gold) == _text(pred), "words")
         if isinstance(gold, Text) and isinstance(pred, (Sym, Const)):
@@ -185,7 +196,7 @@ class Comparison:
         if isinstance(gold, Rel) and isinstance(pred, Rel):
             if said and wanted and _names_agree(wanted.name, said.name):
                 match = self.values(wanted, said)
-                if match:
+                if match or not (symbols(wanted.value) or symbols(said.value)):
                     return match
             match = self.try_sets(gold, pred)
             return match if match is not None else same_relations(gold, pred, self.budget)
@@ -247,7 +258,8 @@ class Comparison:
             return self.matrix(gold, pred)
         if _set_like(gold) or _set_like(pred) or _inequalities(gold) or _inequalities(pred):
             match = self.try_sets(gold, pred)
-            return match if match is not None else Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+            if match is not None or not isinstance(gold, Seq) or not isinstance(pred, Seq):
+                return match or Match(False, f"{_kind(pred)} is not {_kind(gold)}")
         if not isinstance(gold, Seq):
             return Match(False, "several answers where one was asked")
         if not isinstance(pred, Seq):
@@ -321,7 +333,7 @@ class Comparison:
         pairs, other = (wanted, pred) if wanted is not None else (said, gold)
         assert pairs is not None
         values = tuple(v for _, v in pairs)
-        one_variable = len({n for n, _ in pairs}) < len(pairs)
+        one_variable = len({n.partition("_")[0] for n, _ in pairs}) < len(pairs)
         if one_variable and other.open in ("", "{"):
             first, second = (values, other.items) if wanted is not None else (other.items, values)
             return self.unordered(first, second, as_sets=True)
@@ -366,6 +378,10 @@ class Comparison:
         """Scalars, with percent and units: a missing unit is forgiven, a different one is not."""
         gold_value, gold_unit, gold_percent = _split(gold)
         pred_value, pred_unit, pred_percent = _split(pred)
+        if (gold_unit is None) != (pred_unit is None) and _angle(gold_unit or pred_unit):
+            bare = gold_value if gold_unit is None else pred_value
+            if Const("pi") in walk(bare):
+                return self.radians(gold_value, gold_unit, pred_value, pred_unit)
         if evaluated:
             undone = left_to_do(gold_value, pred_value)
             if undone:
@@ -373,10 +389,7 @@ class Comparison:
         if gold_percent or pred_percent:
             return self.percent(gold_value, pred_value, gold_percent, pred_percent)
         if gold_unit is None or pred_unit is None:
-            match = same_scalar(gold_value, pred_value, self.budget)
-            if not match and (gold_unit or pred_unit) and _angle(gold_unit or pred_unit):
-                match = self.radians(gold_value, gold_unit, pred_value, pred_unit)
-            return match
+            return same_scalar(gold_value, pred_value, self.budget)
         if _angle(gold_unit) and _angle(pred_unit) and gold_unit.dims != pred_unit.dims:
             return self.radians(gold_value, gold_unit, pred_value, pred_unit)
         if gold_unit.dims != pred_unit.dims:
@@ -398,11 +411,9 @@ class Comparison:
         return match or (same_scalar(gold, pred, self.budget) if self.percent_asked else match)
 
     def radians(self, gold: Node, gold_unit: Unit | None, pred: Node, pred_unit: Unit | None) -> Match:
-        """An angle in degrees against one in radians; a bare number counts as radians only if it has a π."""
+        """An angle in degrees against one in radians (a bare multiple of π is one)."""
         sides = []
         for value, unit in ((gold, gold_unit), (pred, pred_unit)):
-            if unit is None and Const("pi") not in walk(value):
-                return Match(False, "a number is no angle in degrees")
             in_degrees = unit is not None and unit.dims[0][0] == "angle"
             sides.append(Div(Mul((value, Const("pi"))), Num(Fraction(180))) if in_degrees else value)
         return same_scalar(sides[0], sides[1], self.budget)
@@ -444,34 +455,16 @@ def _summed(total: Add) -> Node:
 def _with_signs(node: Node, signs: list[int]) -> Node:
     """`node` with each ± replaced by the next sign of `signs` (writing order)."""
 
-    def go(part: Node) -> Node:
-        match part:
-            case PlusMinus(left, right, kind):
-                first = None if left is None else go(left)
-                sign = signs.pop(0) * kind
-                second = go(right) if sign > 0 else Neg(go(right))
-                return second if first is None else Add((first, second))
-            case Add(items):
-                return Add(tuple(map(go, items)))
-            case Mul(items):
-                return Mul(tuple(map(go, items)))
-            case Neg(item):
-                return Neg(go(item))
-            case Div(a, b):
-                return Div(go(a), go(b))
-            case Pow(a, b):
-                return Pow(go(a), go(b))
-            case Call(name, args):
-                return Call(name, tuple(map(go, args)))
-            case Quantity(item, unit):
-                return Quantity(go(item), unit)
-            case Rel(items, ops):
-                return Rel(tuple(map(go, items)), ops)
-            case Seq(opened, closed, items, joined):
-                return Seq(opened, closed, tuple(map(go, items)), joined)
-        return part
+    def resolve(part: Node) -> Node | None:
+        if not isinstance(part, PlusMinus):
+            return None
+        first = None if part.left is None else rewrite(part.left, resolve)
+        sign = signs.pop(0) * part.sign
+        second = rewrite(part.right, resolve)
+        second = second if sign > 0 else Neg(second)
+        return second if first is None else Add((first, second))
 
-    return go(node)
+    return rewrite(node, resolve)
 
 
 def _assignments(seq: Seq) -> list[tuple[str, Node]] | None:
@@ -492,6 +485,23 @@ def _names_agree(a: Node | None, b: Node | None) -> bool:
 
 def _integers(node: Node) -> bool:
     return (isinstance(node, Const) and node.name in "ZNRQ") or (isinstance(node, Sym) and "set" in node.name)
+
+
+def _integer_variable(node: Node) -> str | None:
+    """The k of a list that ends in "k ∈ Z"."""
+    if isinstance(node, Seq) and node.open == "":
+        for item in node.items:
+            if isinstance(item, Rel) and item.ops == ("in",) and _integers(item.items[1]):
+                return item.items[0].name if isinstance(item.items[0], Sym) else None
+    return None
+
+
+def _same_integer(gold: Node, pred: Node) -> Node:
+    """`pred` with its integer variable ("n ∈ Z") called as in `gold`."""
+    wanted, given = _integer_variable(gold), _integer_variable(pred)
+    if wanted is None or given is None or wanted == given:
+        return pred
+    return rewrite(pred, lambda part: Sym(wanted) if part == Sym(given) else None)
 
 
 def _set_like(node: Node) -> bool:

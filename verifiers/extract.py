@@ -20,9 +20,13 @@ from verifiers.phrases import (
     NEGATION_BEFORE,
     PHRASE,
     PHRASE_AFTER,
+    ROUNDED,
     SAME_STATEMENT,
 )
+from verifiers.tables import FUNCTIONS, GREEK
+from verifiers.units import KNOWN, singular
 
+_MATH_NAMES = FUNCTIONS.keys() | GREEK | {"pi", "inf", "infinity", "oo"}
 MAX_TAIL = 20_000  # characters from the end in which phrases and final lines are looked for
 MAX_BOXES = 64
 _OPEN_THINK = re.compile(
@@ -36,6 +40,9 @@ _CLOSE_THINK = re.compile(
     re.IGNORECASE,
 )
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
+_UNIT_BEHIND = re.compile(
+    r"\$?\s*(?:\\,|~)?\s*(?:\\(?:text|mathrm)\s*\{\s*~?)?([a-zA-Z]{2,14})\b(?!\s*[\^/(])"
+)
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 _HASHES = re.compile(r"^[ \t]*#{4,}[ \t]*(.+)$", re.MULTILINE)
 _SPECIAL = re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<\|end▁of▁sentence\|>", re.IGNORECASE)
@@ -169,15 +176,17 @@ def _from_boxes(text: str, boxes: list[Box]) -> Extraction:
         return Extraction(None, "an empty box")
     distinct = list(dict.fromkeys(contents))
     if len(distinct) == 1:
-        tail = _unit_behind(text, group[-1].end)
-        return Extraction(distinct[0] + tail, "box")
+        return Extraction(distinct[0] + _unit_behind(text, group[-1].end), "box")
     return Extraction(", ".join(distinct), "several boxes in one statement", tuple(distinct))
 
 
 def _unit_behind(text: str, end: int) -> str:
-    """A degree or percent sign directly behind a box belongs to the answer."""
-    match = re.compile(r"\$?\s?(\\%|%|\^\\circ|\^\{\\circ\}|°)").match(text, end)
-    return match.group(1) if match else ""
+    """A known unit directly behind a box belongs to the answer (a percent sign does not: it may be missing in
+    the reference as well)."""
+    match = _UNIT_BEHIND.match(text, end)
+    if match is None or match.group(1).casefold() in ("in", "as", "at", "us", "a", "may", "second"):
+        return ""
+    return f" \\text{{{match.group(1)}}}" if singular(match.group(1)) in KNOWN else ""
 
 
 def _refused(text: str, start: int, end: int) -> str | None:
@@ -249,6 +258,9 @@ def _from_phrase(content: str, how: str) -> Extraction:
     answer = conclude(line, strict=False)
     if answer is None:
         return Extraction(None, "hedged or negated")
+    if "$" not in line and "\\" not in line and not _looks_like_answer(answer):
+        prose = _from_prose(answer, how)
+        return prose if prose.answer is not None else Extraction(answer, how)
     return Extraction(answer, how)
 
 
@@ -277,8 +289,9 @@ def sentence(line: str) -> str:
 
 def conclude(line: str, strict: bool) -> str | None:
     """The answer that a line states, or None when it hedges, negates, or (`strict`) does not conclude."""
-    line = sentence(strip_markup(line)).strip().rstrip(" .,;")
+    line = ROUNDED.sub("", sentence(strip_markup(line))).strip().rstrip(" .,;")
     line = re.sub(r"^[:=\s]+", "", line)
+    line = re.sub(r"(?<=[\d$)}])\s*(?:です|である|だ|となる|입니다|이다|이에요)$", "", line)
     if not line:
         return None
     if HEDGE.search(line):
@@ -286,7 +299,7 @@ def conclude(line: str, strict: bool) -> str | None:
     spans = [next(g for g in m.groups() if g is not None).strip() for m in _MATH_SPAN.finditer(line)]
     if spans:
         return _from_spans(line, spans, strict)
-    cut = CLAUSE_ENDS.split(line, maxsplit=1)[0].strip(" ,")
+    cut = line if strict else CLAUSE_ENDS.split(line, maxsplit=1)[0].strip(" ,")
     if re.match(r"(?:not|never|neither|nicht|no es|pas|不是)\b", cut, re.IGNORECASE):
         return None
     return cut or None
@@ -347,7 +360,7 @@ _LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/
 
 
 def _from_line(line: str, how: str) -> Extraction:
-    stripped = strip_markup(line)
+    stripped = ROUNDED.sub("", strip_markup(line))
     if _looks_like_answer(stripped):
         return Extraction(stripped, how)
     concluded = conclude(stripped, strict=True)
@@ -359,26 +372,29 @@ def _from_line(line: str, how: str) -> Extraction:
     return _from_prose(concluded, how)
 
 
+_SENTENCE_WORDS = re.compile(r"\b(?:is|are|was|the|so|we|have|get|equals?|not|then|thus)\b", re.IGNORECASE)
+
+
 def _looks_like_answer(line: str) -> bool:
-    """Whether a line can be an answer as it stands: no sentence."""
+    """Whether a line can be an answer as it stands: no sentence, no words before a number."""
     plain = re.sub(r"\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}", "", line)
-    plain = re.sub(r"\\[a-zA-Z]+", "", plain)
-    count = len(re.findall(r"[^\W\d_]{2,}", plain))
-    if re.search(r"[.!?]\s+[A-Z]", plain):
+    plain = re.sub(r"\\[a-zA-Z]+", "\\\\", plain)
+    found = list(re.finditer(r"[^\W\d_]{2,}", plain))
+    if re.search(r"[.!?]\s+[A-Z]", plain) or len(found) > 3 or _SENTENCE_WORDS.search(plain):
         return False
-    return count <= 3 and not re.search(
-        r"\b(?:is|are|was|the|so|we|have|get|equals?|not|then|thus)\b", plain, re.I
-    )
+    first = re.search(r"[\d\\=$]", plain)
+    if first is None or plain[first.start()] == "=":
+        return True
+    return all(m.start() > first.start() or m.group() in _MATH_NAMES for m in found)
 
 
 def _from_prose(line: str, how: str) -> Extraction:
     """The number that a sentence concludes with, when there is exactly one way to read it."""
-    verb = None
-    for verb in CONCLUDES.finditer(line):
-        pass
-    tail = line[verb.end() :].strip() if verb else ""
-    if tail and not NEGATION_BEFORE.search(line[: verb.end()]) if verb else False:
-        if _looks_like_answer(tail):
+    verbs = list(CONCLUDES.finditer(line))
+    verb = verbs[-1] if verbs else None
+    if verb is not None and not NEGATION_BEFORE.search(line[: verb.end()]):
+        tail = line[verb.end() :].strip()
+        if tail and _looks_like_answer(tail):
             return Extraction(tail, how)
     if "=" in line:
         last = line.rpartition("=")[2].strip()

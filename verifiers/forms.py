@@ -56,8 +56,7 @@ def _rational(node: Node) -> bool:
 
 
 def _fractional(exp: Node) -> bool:
-    inner = exp.item if isinstance(exp, Neg) else exp
-    return not (isinstance(inner, Num) and inner.value.denominator == 1)
+    return any(isinstance(p, Div) or (isinstance(p, Num) and p.value.denominator != 1) for p in walk(exp))
 
 
 def _scientific(items: tuple[Node, ...]) -> bool:

@@ -46,7 +46,7 @@ def _key(node: Node, budget: Budget) -> str:
             return f"choice: {letter}"
         case Percent(item):
             return f"{_key(item, budget)} %"
-        case Quantity(item, unit):  # a missing unit is forgiven, so it is left out of the class
+        case Quantity(item, _):  # a missing unit is forgiven, so it is left out of the class
             return _key(item, budget)
         case Neg(Quantity(item, _)):
             return _key(Neg(item), budget)

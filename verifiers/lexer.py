@@ -157,13 +157,23 @@ def _command(
     return position, False
 
 
+_CONNECTIVE = re.compile(r"(.+\S)\s+(and|or)|(and|or)\s+(\S.*)", re.IGNORECASE | re.DOTALL)
 _MATHLIKE = re.compile(r"[\d\\^_=+*/(){}<>|,$-]")
 
 
 def _text(name: str, inner: str, spaced: bool, tokens: list[Token], depth: int) -> None:
     """A text command: mathematics inside is read as such, one letter is a symbol, words are a text token."""
-    stripped = inner.strip()
+    stripped = inner.strip(" \t\n~")
     if not stripped:
+        return
+    bracketed = re.fullmatch(r"\(([^\W\d_]{2,20})\)", stripped)
+    if bracketed:
+        stripped = bracketed.group(1)
+    split = _CONNECTIVE.fullmatch(stripped)
+    if split:  # "hours and", "or x"
+        for part in split.groups():
+            if part:
+                _text(name, part, True, tokens, depth + 1)
         return
     if len(stripped) == 1 and stripped.isalpha():
         # \text{m} behind a number is a unit; \mathrm{e} alone is a symbol

@@ -19,7 +19,7 @@ from verifiers.nodes import Node, Text
 from verifiers.text import Unreadable, clean, words
 
 _INTEGER = re.compile(r"[+-]?\d{1,400}")
-_MATHLIKE = re.compile(r"[\\^_=<>+*/{}]|\d")
+_MATHLIKE = re.compile(r"[\\^_=<>+*/{}]")
 _PERCENT_ASKED = re.compile(r"percent|per cent|%", re.IGNORECASE)
 _CACHED_REFERENCES = 4096
 
@@ -159,7 +159,7 @@ class MathVerifier(Verifier):
 
         if isinstance(wanted.tree, Text) or wanted.tree is None:
             plain = words(wanted.text)
-            if plain and plain == words(given.text):
+            if plain and plain.replace(" ", "") == words(given.text).replace(" ", ""):
                 return True, "the same words"
         if wanted.tree is None or given.tree is None:
             return False, wanted.problem or given.problem

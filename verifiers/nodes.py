@@ -5,6 +5,7 @@ Trees are small (the parser bounds length and depth) and immutable. Nothing here
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -212,6 +213,39 @@ def children(node: Node) -> tuple[Node, ...]:
         case Choice(_, rest):
             return () if rest is None else (rest,)
     return ()
+
+
+def rewrite(node: Node, change: Callable[[Node], Node | None]) -> Node:
+    """`node` with every sub-node for which `change` gives a replacement replaced, outermost first."""
+    changed = change(node)
+    if changed is not None:
+        return changed
+    match node:
+        case Add(items):
+            return Add(tuple(rewrite(i, change) for i in items))
+        case Mul(items):
+            return Mul(tuple(rewrite(i, change) for i in items))
+        case Neg(item):
+            return Neg(rewrite(item, change))
+        case Div(a, b):
+            return Div(rewrite(a, change), rewrite(b, change))
+        case Pow(a, b):
+            return Pow(rewrite(a, change), rewrite(b, change))
+        case Call(name, args):
+            return Call(name, tuple(rewrite(i, change) for i in args))
+        case Quantity(item, unit):
+            return Quantity(rewrite(item, change), unit)
+        case Percent(item):
+            return Percent(rewrite(item, change))
+        case Rel(items, ops):
+            return Rel(tuple(rewrite(i, change) for i in items), ops)
+        case Seq(opened, closed, items, joined):
+            return Seq(opened, closed, tuple(rewrite(i, change) for i in items), joined)
+        case SetOp(op, a, b):
+            return SetOp(op, rewrite(a, change), rewrite(b, change))
+        case Matrix(rows, kind):
+            return Matrix(tuple(tuple(rewrite(c, change) for c in row) for row in rows), kind)
+    return node
 
 
 def walk(node: Node) -> list[Node]:

@@ -27,7 +27,7 @@ from verifiers.nodes import (
     Sym,
     Text,
 )
-from verifiers.tables import AND_WORDS, ENVIRONMENTS, OR_WORDS, RELATIONS
+from verifiers.tables import AND_WORDS, ENVIRONMENTS, GREEK, OR_WORDS, RELATIONS
 from verifiers.terms import Terms
 from verifiers.text import Unreadable, clean, words
 
@@ -40,7 +40,10 @@ _CHOICE = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|textit|bf|rm)\s*(?=\{)")
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([ap])?\.?(m)?\.?", re.IGNORECASE)
+_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([ap])?\.?\s?(m)?\.?", re.IGNORECASE)
+_SHORT_WORDS = frozenset(
+    "no on at as an am by my us we to so of if in is it he me be do go up or hi ok".split()
+)
 _MATH_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 
@@ -66,7 +69,9 @@ class Parser(Terms):
                 break
             joined = separator if separator != "," or not joined else joined
             if self.peek().kind == "end" or (closers and self.peek().text in closers):
-                break  # a trailing comma
+                if opened == "(":
+                    raise Unreadable("a trailing comma in brackets")
+                break
             again = self.separator()  # "3, and 4"
             joined = again if again not in (None, ",") else joined
             found.append(self.statement())
@@ -278,7 +283,7 @@ def parse_clean(text: str, commas: bool = True) -> Node:
     text = _trimmed(strip_math(text))
     if not text:
         raise Unreadable("empty")
-    clock = _CLOCK.fullmatch(text)
+    clock = _CLOCK.fullmatch(re.sub(r"\\(?:text|mathrm)\s*\{\s*([^{}]*)\}", r" \1", text).strip())
     if clock and _is_clock(clock):
         hours, minutes, seconds, half, _ = clock.groups()
         return Clock(f"{int(hours)}:{minutes}:{seconds or '00'}{(half or '').lower()}")
@@ -337,13 +342,8 @@ def _choice(text: str) -> Choice | None:
 
 def _math_word(text: str) -> bool:
     """Whether letters alone are mathematics: a constant, a Greek name, a short product of variables."""
-    from verifiers.tables import GREEK
-
     if text in ("pi", "infinity", "inf", "oo", "Infinity") or text in GREEK:
         return True
-    return (
-        " " not in text
-        and len(text) <= 3
-        and re.fullmatch(r"[a-df-hj-nopq-tu-z]+", text) is not None
-        and (not re.search("[aou]", text) or text in ("ab", "ac", "abc", "ax", "ay", "bx", "by", "acx"))
-    )
+    if not text.isascii() or not text.islower() or text in _SHORT_WORDS:
+        return False
+    return len(text) == 2 or (len(text) == 3 and (not set(text) & set("aeiou") or set(text) <= set("abc")))

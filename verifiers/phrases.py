@@ -29,7 +29,7 @@ PHRASE = re.compile(
 )
 #: "84 is the answer", "84 is the final answer".
 PHRASE_AFTER = re.compile(
-    r"(?:^|[.,;:]\s+|\n)(?:so |thus |therefore |hence )?,?\s*(\S[^\n.;:]{0,80}?) is (?:the|our|my) (?:final |correct )*answer\b",
+    r"(?:^|[.,;:]\s+|\n)(?:so |thus |therefore |hence )?,?\s*(\S(?:[^\n.;:,]|,(?=\d)){0,80}?) is (?:the|our|my) (?:final |correct )*answer\b",
     re.IGNORECASE,
 )
 _NOT = (
@@ -38,7 +38,7 @@ _NOT = (
     r"between|wrong|incorrect|nicht|kein|keine|ne|pas|no es|non è|não é|не|не равен|不是|不等于|ではない|아니)"
 )
 NEGATION_BEFORE = re.compile(
-    rf"(?:\b|(?<=n)){_NOT}\b[^.,;:\n]{{0,20}}$|(?:≠|\\neq?|不是|不等于)\s*\$?\s*$", re.IGNORECASE
+    rf"(?:\b|(?=n['’]t)){_NOT}\b[^.,;:\n]{{0,20}}$|(?:≠|\\neq?|不是|不等于)\s*\$?\s*$", re.IGNORECASE
 )
 AFTER_REFUSES = re.compile(
     r"\$?[\s)\"']*(?:,\s*)?(?:(?:which |that |this |but (?:that|this|it) )?(?:is|was|would be|seems|looks)\s+"
@@ -66,12 +66,18 @@ CONCLUDES = re.compile(
     r"(?<![\w'])(?:is|are|was|be|equals?|equal to|gives?|get|gets|got|have|has|obtain|obtains|yields?|becomes?|"
     r"total(?:s|ing)?|costs?|comes to|amounts to|makes|leaves|find|conclude|therefore|thus|hence|so|result|"
     r"es|est|ist|è|é|sind|son|sont|равно|является|是|为|為|等于|は|needs?|takes?|earns?|paid|pays?|spends?|"
-    r"there are|there were)(?!\w)[\s:=]*|(?<=[是为於于])|(?<=[a-z])=\s*",
+    r"there are|there were)(?!\w)[\s:=]*|(?<=[是为於于有得共])|(?<=[a-z])=\s*",
     re.IGNORECASE,
 )
 #: What ends the answer inside a phrase: an explanation begins.
 CLAUSE_ENDS = re.compile(
     r"\s*[,;]?\s+(?:because|since|as\s|where|when|which|so that|given|due to|after|obtained|by\s|for\s|if\s|"
-    r"weil|denn|car|parce|porque|потому|так как)|[,;]\s+(?:not|so|but|i\.e|that is|which|then)\b|，|因为|\s+\(",
+    r"weil|denn|car|parce|porque|потому|так как)|[,;]\s+(?:not|so|but|i\.e|that is|which|then)\b|，|因为|(?<=[\w$}%])\s+\((?=[^)]*[a-z]{3})|"
+    r"\s+(?:and|but) not\b|\s+(?:rather than|instead of)\b",
+    re.IGNORECASE,
+)
+#: A rounded value behind the exact one.
+ROUNDED = re.compile(
+    r"[\s,(]+(?:or\s+)?(?:about|approximately|approx\.?|roughly|circa|≈)\s+\$?\$?-?[\d.,]+\$?\)?\.?\s*$",
     re.IGNORECASE,
 )

@@ -10,7 +10,7 @@ from verifiers.algebra import Poly, combine, independent, normal, proportional
 from verifiers.budget import Budget, TooExpensive, Undefined
 from verifiers.canon import Canon, NotScalar
 from verifiers.intervals import FLIPPED
-from verifiers.nodes import Add, Call, Div, Mul, Neg, Node, Rel, Sym, Text, symbols, walk
+from verifiers.nodes import Add, Call, Div, Mul, Neg, Node, Rel, Seq, SetOp, Sym, Text, symbols, walk
 from verifiers.numeric import Evaluator, height
 from verifiers.scalar import _POINTS, Match, decimal_literal
 from verifiers.tables import KNOWN_CALLS
@@ -33,10 +33,18 @@ def is_name(node: Node) -> bool:
     match node:
         case Sym() | Text():
             return True
+        case Call("abs", (Sym(name),)):
+            return name.isupper() or " " in name  # a segment or a vector, not an unknown
+        case Call("norm", (Sym(),)):
+            return True
         case Call(name, args):
             return name not in KNOWN_CALLS or (name in _NAMED_FUNCTIONS and bool(symbols(args[0])))
-        case Add(items):
-            return len(set(items)) == len(items) and all(isinstance(i, Sym) for i in items)
+        case Add(items) | Mul(items):
+            return len(set(items)) == len(items) > 1 and all(isinstance(i, Sym) for i in items)
+        case SetOp(_, Sym(), Sym()):
+            return True
+        case Seq("(", ")", items):
+            return len(items) > 1 and all(isinstance(i, Sym) for i in items)
         case Div(Mul((Sym("d"), *_)) | Sym("d"), Mul((Sym("d"), *_))):
             return True
     return False

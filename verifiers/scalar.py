@@ -13,7 +13,7 @@ from typing import Any
 
 from verifiers.algebra import independent
 from verifiers.budget import Budget, TooExpensive, Undefined
-from verifiers.canon import Canon
+from verifiers.canon import Canon, prime_powers
 from verifiers.nodes import Call, Const, Mul, Neg, Node, Num, Opaque, Pow, Sym, walk
 from verifiers.numeric import MIN_DIGITS, Evaluator, decimal_agrees, height, to_fraction
 
@@ -101,6 +101,9 @@ def _same(gold: Node, pred: Node, budget: Budget, log_base: str) -> Match:
     except TooExpensive:
         if budget.left < 0:
             raise
+        factored = prime_powers(gold, budget), prime_powers(pred, budget)
+        if factored[0] is not None and factored[1] is not None:
+            return Match(factored[0] == factored[1], "prime factors")
     return _numeric(gold, pred, budget, log_base)
 
 

@@ -171,7 +171,8 @@ class Symbols:
                     self.position += 3
                     return Num(value.value + Fraction(top, bottom))
             return value
-        if after.kind == "cmd" and after.text in _FRACTIONS:
+        inside = self.peek(2) if self.peek(1).text == "{" else self.peek(1)
+        if after.kind == "cmd" and after.text in _FRACTIONS and inside.kind == "num":
             start = self.position
             self.next()
             top_node, bottom_node = self.token_argument(), self.token_argument()
@@ -204,13 +205,18 @@ class Symbols:
 
     # -- names -----------------------------------------------------------------------------------------
 
+    def split(self, kind: str, first: str) -> None:
+        """Split the token at the cursor behind `first`. Reading it again gives the same, so the parser may go
+        back to an earlier position."""
+        token = self.tokens[self.position]
+        if len(token.text) > len(first):
+            rest = Token(kind, token.text[len(first) :])
+            self.tokens[self.position : self.position + 1] = [Token(kind, first, token.spaced), rest]
+
     def take_letter(self) -> None:
         """Consume the first letter of the name token at the cursor."""
-        token = self.tokens[self.position]
-        if len(token.text) == 1:
-            self.position += 1
-        else:
-            self.tokens[self.position] = Token("name", token.text[1:], False)
+        self.split("name", self.peek().text[0])
+        self.position += 1
 
     def letter(self, letter: str) -> Node:
         if letter == "e":
@@ -234,19 +240,16 @@ class Symbols:
             if word.startswith(glued) and len(word) - len(glued) in (0, 1, 2):
                 if len(word) == len(glued) and not self.starts_function(self.peek(1)):
                     break
-                self.tokens[self.position] = Token("name", word[len(glued) :], False)
-                if len(word) == len(glued):
-                    self.position += 1
+                self.split("name", glued)
+                self.position += 1
                 return self.function(FUNCTIONS[glued])
         if len(word) >= 2 and word.isupper() and word.isascii():
             self.next()
             return self.symbol(word)
         if len(word) > 1 and word.endswith("pi") and len(word) <= 4:
-            self.tokens[self.position : self.position + 1] = [
-                *(Token("name", c) for c in word[:-2]),
-                Token("name", "pi"),
-            ]
-            return self.name()
+            self.split("name", word[:-2])
+            self.position += 1
+            return Mul(tuple(self.letter(c) for c in word[:-2])) if len(word) > 3 else self.letter(word[0])
         if len(word) > 3 or not word.isascii():
             raise Unreadable(f"{word!r} is a word, not mathematics")
         self.take_letter()
@@ -269,6 +272,10 @@ class Symbols:
         while self.peek().kind == "op" and self.peek().text == "'":
             self.next()
             name += "'"
+        if name in _FUNCTION_LETTERS and [self.peek(k).text for k in range(5)] == ["^", "{", "-", "1", "}"]:
+            if self.peek(5).text == "(":
+                self.position += 5
+                name += "^{-1}"
         if self.peek().kind == "op" and self.peek().text == "(" and name[0] in _FUNCTION_LETTERS:
             inner = self.bracketed()
             args = inner.items if isinstance(inner, Seq) and inner.open == "(" else (inner,)
@@ -298,7 +305,8 @@ class Symbols:
         parts = [self.next().text]
         while self.peek().kind == "text":
             parts.append(self.next().text)
-        return Text(words(" ".join(parts)))
+        plain = words(" ".join(parts))
+        return Const("oo") if plain in ("infinity", "positive infinity") else Text(plain)
 
     # -- commands --------------------------------------------------------------------------------------
 
@@ -310,11 +318,9 @@ class Symbols:
         if token.kind == "num" and len(token.text) > 1:
             if not token.text.isdigit():
                 raise Unreadable("a command applied to a decimal without braces")
-            self.tokens[self.position] = Token("num", token.text[1:], False)
-            return number(token.text[0])
+            self.split("num", token.text[0])
         if token.kind == "num":
-            self.next()
-            return number(token.text)
+            return number(self.next().text)
         if token.kind == "name":
             self.take_letter()
             return self.letter(token.text[0])
@@ -332,6 +338,8 @@ class Symbols:
             return Const(_CONSTANTS[name])
         if name in FUNCTIONS and name not in _BINOMIALS:
             return self.function(FUNCTIONS[name])
+        if name in ("ldots", "dots", "cdots"):
+            return Sym("…")
         if name in _BINOMIALS:
             return Call("binom", (self.token_argument(), self.token_argument()))
         if name in GREEK or name in ("imath", "jmath"):

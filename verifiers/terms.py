@@ -140,6 +140,8 @@ class Terms(Symbols):
 
     def starts_factor(self, token: Token) -> bool:
         if token.kind == "num":
+            if self.tokens[self.position - 1].text == "pi":
+                return True
             raise Unreadable("two numbers side by side")
         if token.kind == "name":
             return self.word_separator(token) is False
@@ -162,27 +164,28 @@ class Terms(Symbols):
         names = {"$": "$", "\\$": "$", "euro": "€", "pounds": "£", "yen": "¥", "cent": "¢"}
         if token.kind in ("op", "cmd") and token.text in names:
             self.next()
+            if self.peek().text == "{":
+                raise Unreadable("a dollar sign before a brace")
             amount = self.factor()
             while self.starts_money(self.peek()):
                 amount = _times(amount, self.factor())
             name = names[token.text]
             unit = read_unit(name)
-            scaled = self.multiplier(amount)
-            self.skip_unit_words({"dollar", "dollars", "usd"} if name == "$" else set())
             assert unit is not None
-            if self.peek().text == "/" or self.peek().text == "per":
-                extra = self.unit(scaled)
-                if isinstance(extra, Quantity):
-                    return extra
-            return Quantity(scaled, unit)
+            return self.money_per(Quantity(self.multiplier(amount), unit))
         return None
 
     def starts_money(self, token: Token) -> bool:
         return token.kind == "cmd" and token.text in ("frac", "dfrac", "vfrac", "pi", "sqrt")
 
-    def skip_unit_words(self, known: set[str]) -> None:
-        if self.peek().kind in ("name", "text") and self.peek().text.strip().casefold() in known:
+    def money_per(self, amount: Quantity) -> Node:
+        """`$18 every day`, `$5 per hour`: words that say what the money is for change nothing."""
+        if self.peek().kind in ("text", "name") and not self.word_separator(self.peek()):
+            self.unit_phrase(amount.item)
+        elif self.peek().text == "/" and self.peek(1).kind in ("text", "name"):
             self.next()
+            self.unit_phrase(amount.item)
+        return amount
 
     def multiplier(self, node: Node) -> Node:
         token = self.peek()
@@ -213,6 +216,8 @@ class Terms(Symbols):
             unit = read_unit(names.get(token.text, "°"))
             assert unit is not None
             return Quantity(node, unit)
+        if token.kind == "cmd" and token.text in ("frac", "dfrac", "tfrac"):
+            return self.unit_fraction(node)
         if token.kind not in ("text", "name") or isinstance(node, (Sym, Quantity, Percent)):
             return None
         if token.kind == "name" and not self.unit_name(token, node):
@@ -224,11 +229,27 @@ class Terms(Symbols):
             return scaled if self.peek().kind not in ("text", "name") else self.unit(scaled) or scaled
         return self.unit_phrase(node)
 
+    def unit_fraction(self, node: Node) -> Node | None:
+        """`60 \\frac{km}{h}`."""
+        ahead = [self.peek(k) for k in range(1, 7)]
+        if [t.text for t in (*ahead[::3], *ahead[2::3])] != ["{", "{", "}", "}"]:
+            return None
+        names = [ahead[1].text, ahead[4].text]
+        if not all(t.kind in ("name", "text") for t in (ahead[1], ahead[4])) or isinstance(node, Quantity):
+            return None
+        if singular(names[0]) not in KNOWN or singular(names[1]) not in KNOWN or len(names[0]) < 2:
+            return None
+        unit = read_unit("/".join(names))
+        if unit is None:
+            return None
+        self.position += 7
+        return Quantity(node, unit)
+
     def unit_name(self, token: Token, node: Node) -> bool:
         """Whether a bare name behind a number is a unit rather than a product of symbols."""
         word = token.text
         if not token.spaced:
-            return word.casefold() in ATTACHED
+            return word.casefold() in ATTACHED or not word.isascii()
         if word in FUNCTIONS or self.word_separator(token) or self.in_call:
             return False
         if len(word) == 1:

@@ -184,6 +184,8 @@ def _combine(pieces: list[str], phrase: str) -> Unit | None:
         return None
     if nouns and not dims:
         dims = {f"noun:{nouns[-1] if ' of ' not in phrase else nouns[0]}": Fraction(1)}
+    if not dims and not generic:
+        return None
     dims = {dim: exponent for dim, exponent in dims.items() if exponent}
     return Unit(factor, tuple(sorted(dims.items())), phrase, generic and not dims)
 
