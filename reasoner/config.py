@@ -95,10 +95,10 @@ class LearnerKeys(Section):
         le=1,
         description="a task of a finite set is retired once its pass rate reaches this; 1: never",
     )
-    lr: float = Field(1e-4, gt=0, description="AdamW learning rate")
+    lr: float = Field(3e-4, gt=0, description="AdamW learning rate")
     warmup_steps: int = Field(5, ge=0, description="linear learning-rate warm-up, steps")
     decay: Literal["none", "linear"] = Field(
-        "none", description="learning-rate decay to 0 over the run's steps"
+        "linear", description="learning-rate decay to 0 over the run's steps"
     )
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     grad_clip: float = Field(0.5, gt=0, description="largest gradient norm")
@@ -113,9 +113,9 @@ class LearnerKeys(Section):
 
 
 class EvalConfig(Section):
-    every: int = Field(25, ge=0, description="evaluate every so many steps; 0: only first and last")
+    every: int = Field(15, ge=0, description="evaluate every so many steps; 0: only first and last")
     problems: int = Field(256, ge=1, description="held-out problems, and as many out-of-distribution ones")
-    samples: int = Field(1, ge=1, description="samples of each problem")
+    samples: int = Field(2, ge=1, description="samples of each problem")
 
 
 class CheckpointConfig(Section):
@@ -139,7 +139,7 @@ class Config(Section):
     name: str = Field("", description="name of the run under runs_dir; empty: the date and time")
     runs_dir: str = Field("runs", description="where runs are kept")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of tasks, sampling and learner")
-    steps: int = Field(200, ge=1, description="training steps")
+    steps: int = Field(150, ge=1, description="training steps")
     time_limit_s: float = Field(0.0, ge=0, description="stop and save after this long, seconds; 0: never")
     max_staleness: int = Field(0, ge=0, description="policy versions a rollout may lag behind; 0: on-policy")
 
