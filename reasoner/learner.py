@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from reasoner.batch import BatchPart, split_micro_batches, split_minibatches
 from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
+from reasoner.kernels import use_lean_kernels
 from reasoner.logprobs import token_logprobs
 from reasoner.losses import DEFAULT_EPS, LossFn, PolicyTensors, find_loss, kl_to_reference
 from reasoner.packed import ATTENTION_NAME, packed_hidden
@@ -361,6 +362,7 @@ def load_model(path: str | Path, device: torch.device) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    use_lean_kernels(model)
     return model.to(device).eval()
 
 

@@ -164,22 +164,33 @@ def packed_attention(
     if kwargs.get("s_aux") is not None or kwargs.get("softcap") is not None:
         raise UsageError("this model's attention has sinks or soft-capped scores, which is not supported")
     sizes = [b.stop - b.start for b in packed_layout.buckets]
-    pieces = [x[0].transpose(0, 1).split(sizes) for x in (query, key, value)]  # tuples of (m, H, D)
-    outputs = []
-    for bucket, q, k, v in zip(packed_layout.buckets, *pieces, strict=True):
-        q, k, v = (_to_slots(x, bucket) for x in (q, k, v))  # (n, H, length, D)
-        out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=_band(bucket.length, sliding_window, q.device),
-            is_causal=sliding_window is None or sliding_window >= bucket.length,
-            scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
-        )
-        slots = out.transpose(1, 2).reshape(bucket.rollouts * bucket.length, out.shape[1], out.shape[3])
-        outputs.append(slots if bucket.slots is None else _Unpad.apply(slots, bucket.slots))
-    return torch.cat(outputs)[None], None
+    # On a CPU the backward pass of bf16 attention is an order of magnitude slower than that of fp32.
+    dtype = torch.float32 if query.device.type == "cpu" else query.dtype
+    pieces = [x[0].transpose(0, 1).to(dtype).split(sizes) for x in (query, key, value)]  # (m, H, D) each
+    with torch.autocast(query.device.type, enabled=False):
+        outputs = [
+            _attend(bucket, q, k, v, scaling, sliding_window)
+            for bucket, q, k, v in zip(packed_layout.buckets, *pieces, strict=True)
+        ]
+    return torch.cat(outputs)[None].to(query.dtype), None
+
+
+def _attend(
+    bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, sliding_window: int | None
+) -> Tensor:
+    """Causal attention of one bucket's tokens, q (m, H, D), k and v (m, H_kv, D) -> (m, H, D)."""
+    q, k, v = (_to_slots(x, bucket) for x in (q, k, v))  # (n, H, length, D)
+    out = F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=_band(bucket.length, sliding_window, q.device),
+        is_causal=sliding_window is None or sliding_window >= bucket.length,
+        scale=scaling,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    slots = out.transpose(1, 2).reshape(bucket.rollouts * bucket.length, out.shape[1], out.shape[3])
+    return slots if bucket.slots is None else _Unpad.apply(slots, bucket.slots)
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
