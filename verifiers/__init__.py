@@ -8,17 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from verifiers.audit import validate
     from verifiers.base import Verifier, load_verifier
     from verifiers.math import MathVerifier
     from verifiers.pool import VerifierPool
 
-__all__ = ["MathVerifier", "Verifier", "VerifierPool", "load_verifier"]
+__all__ = ["MathVerifier", "Verifier", "VerifierPool", "load_verifier", "validate"]
 
 _HOMES = {
     "Verifier": "verifiers.base",
     "load_verifier": "verifiers.base",
     "MathVerifier": "verifiers.math",
     "VerifierPool": "verifiers.pool",
+    "validate": "verifiers.audit",
 }
 
 

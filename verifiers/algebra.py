@@ -98,7 +98,7 @@ class Algebra:
             return b
         if b == ONE:
             return a
-        self.budget.spend(3 * len(a) * len(b) + 1)
+        self.budget.spend(6 * len(a) * len(b) + 1)
         total: Poly = {}
         for ma, ca in a.items():
             for mb, cb in b.items():
@@ -212,9 +212,16 @@ class Quotient:
         )
 
 
+def number_key(value: Fraction) -> str:
+    """A name for a rational; hexadecimal where the decimal digits would be too many to write."""
+    if value.numerator.bit_length() + value.denominator.bit_length() < 2000:
+        return str(value)
+    return f"{value.numerator:#x}/{value.denominator:#x}"
+
+
 def poly_key(poly: Poly) -> str:
     """A name for a polynomial, unique up to the order of its terms."""
-    terms = sorted((repr([(g, str(e)) for g, e in mono]), str(c)) for mono, c in poly.items())
+    terms = sorted((repr([(g, number_key(e)) for g, e in mono]), number_key(c)) for mono, c in poly.items())
     return "+".join(c + m for m, c in terms) or "0"
 
 

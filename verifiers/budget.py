@@ -3,7 +3,7 @@ same verdicts as an idle one."""
 
 from __future__ import annotations
 
-MAX_OPERATIONS = 200_000  # about 0.3 s of work on a 2020s core
+MAX_OPERATIONS = 150_000  # some tenths of a second on a 2020s core
 
 
 class TooExpensive(Exception):

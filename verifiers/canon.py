@@ -14,6 +14,7 @@ from verifiers.algebra import (
     content,
     factor,
     normal,
+    number_key,
     root_of,
 )
 from verifiers.budget import Budget, TooExpensive, Undefined
@@ -190,7 +191,7 @@ class Canon:
                 sign = Quotient({normal([("i", Fraction(exponent.numerator))])[0]: Fraction(1)}, ONE)
                 sign = self.scale(sign, normal([("i", Fraction(exponent.numerator))])[1])
             else:
-                return Quotient.generator(f"r:{exponent.denominator}:{-value}", exponent)
+                return Quotient.generator(f"r:{exponent.denominator}:{number_key(-value)}", exponent)
         top, top_roots, _ = root_of(value.numerator, exponent)
         bottom, bottom_roots, _ = root_of(value.denominator, -exponent)
         roots, scale = normal([*top_roots, *bottom_roots])
@@ -228,7 +229,7 @@ class Canon:
                 return self.rational_power(Quotient.of(Fraction(int(name))), weight)
             assert value is not None
             return self.rational_power(value, weight)
-        return Quotient.generator(f"w:{name}:{mono!r}", weight)
+        return Quotient.generator(f"w:{name}:{[(g, number_key(e)) for g, e in mono]}", weight)
 
     # -- functions -------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from verifiers.algebra import number_key
 from verifiers.budget import Budget, TooExpensive, Undefined
 from verifiers.canon import Canon, NotScalar
 from verifiers.nodes import (
@@ -67,7 +68,7 @@ def _key(node: Node, budget: Budget) -> str:
 def _scalar(node: Node, budget: Budget) -> str:
     quotient = Canon(budget).of(node)
     if quotient.rational is not None:
-        return str(quotient.rational)
+        return number_key(quotient.rational)
     if symbols(node):
         return quotient.key()
     evaluator = Evaluator(DIGITS + 20, {}, budget)

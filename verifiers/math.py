@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from reasoner.types import Task, Verdict
 from verifiers.base import Verifier
 from verifiers.budget import MAX_OPERATIONS, Budget, TooExpensive, Undefined
-from verifiers.extract import Extraction, candidates, extract
-from verifiers.nodes import Node, Text
+from verifiers.extract import candidates, extract
+from verifiers.nodes import Node, Text, show
 from verifiers.text import Unreadable, clean, words
 
 _INTEGER = re.compile(r"[+-]?\d{1,400}")
@@ -91,14 +91,18 @@ class MathVerifier(Verifier):
         """Load what the first verdict will need."""
         import verifiers.compare
         import verifiers.parser  # noqa: F401
+        from verifiers.numeric import context
+
+        context(50)
 
     def verify(self, completion: str, task: Task) -> Verdict:
-        return self._verify(completion, task)[0]
+        return self._verify(completion, task, None)
 
     def explain(self, completion: str, task: Task) -> Verdict:
         """`verify`, with a detail that goes on to say what was extracted and how both sides were read."""
-        verdict, lines = self._verify(completion, task)
-        detail = f"{verdict.detail}\n\n" + "\n".join(lines)
+        notes: list[str] = []
+        verdict = self._verify(completion, task, notes)
+        detail = f"{verdict.detail}\n\n" + "\n".join(notes)
         return Verdict(verdict.status, verdict.reward, verdict.extracted, detail, verdict.seconds)
 
     def answer_key(self, completion: str, task: Task) -> str | None:
@@ -112,47 +116,45 @@ class MathVerifier(Verifier):
 
     # -- the steps -------------------------------------------------------------------------------------
 
-    def _verify(self, completion: str, task: Task) -> tuple[Verdict, list[str]]:
+    def _verify(self, completion: str, task: Task, notes: list[str] | None) -> Verdict:
         found = extract(completion)
-        lines = [f"extracted ({found.how}): {_short(found.answer)}"]
-        broken = [r for r in task.references if not r.strip()]
-        if len(broken) == len(task.references):
-            return Verdict("bad_reference", None, found.answer, "the reference is empty"), lines
+        if notes is not None:
+            notes.append(f"extracted ({found.how}): {_short(found.answer)}")
+        if not any(reference.strip() for reference in task.references):
+            return Verdict("bad_reference", None, found.answer, "the reference is empty")
         if found.answer is None:
-            bad = self._bad_reference(task, found, lines)
-            return bad or Verdict.unparsed(found.how), lines
+            return self._bad_reference(task) or Verdict.unparsed(found.how)
         answer = found.answer.strip()
-        quick = _quick(answer, task)
-        if quick is not None:
-            return quick, [*lines, f"rule: {quick.detail}"]
-        return self._compare(answer, task, lines), lines
+        return _quick(answer, task) or self._compare(answer, task, notes)
 
-    def _compare(self, answer: str, task: Task, lines: list[str]) -> Verdict:
+    def _compare(self, answer: str, task: Task, notes: list[str] | None) -> Verdict:
         reading = read(answer)
-        lines.append(f"answer read as: {_tree(reading)}")
-        problems, late = [], ""
-        details = []
+        problems, rules, late = [], [], ""
+        if notes is not None:
+            notes.append(f"answer read as: {_tree(reading)}")
         for reference in task.references:
             wanted = self._reference(reference)
-            lines.append(f"reference {_short(reference)} read as: {_tree(wanted)}")
+            if notes is not None:
+                notes.append(f"reference {_short(reference)} read as: {_tree(wanted)}")
             try:
                 equal, rule = self._same(wanted, reading, task)
             except TooExpensive as error:
                 late = str(error)
                 continue
-            lines.append(f"rule: {rule}")
+            if notes is not None:
+                notes.append(f"rule: {rule}")
             if equal:
                 return Verdict.correct(answer, rule)
             if wanted.tree is None:
                 problems.append(wanted.problem)
-            details.append(rule)
+            rules.append(rule)
         if len(problems) == len(task.references):
             return Verdict("bad_reference", None, answer, f"the reference cannot be read: {problems[0]}")
         if late:
             return Verdict.timeout(f"too expensive to decide: {late}", answer)
         if reading.tree is None:
             return Verdict("unparsed", 0.0, answer, f"the answer cannot be read: {reading.problem}")
-        return Verdict.wrong(answer, details[0] if details else "")
+        return Verdict.wrong(answer, rules[0] if rules else "")
 
     def _same(self, wanted: Reading, given: Reading, task: Task) -> tuple[bool, str]:
         from verifiers.compare import Comparison
@@ -179,7 +181,7 @@ class MathVerifier(Verifier):
                 rule = rule or match.rule
         return False, rule
 
-    def _bad_reference(self, task: Task, found: Extraction, lines: list[str]) -> Verdict | None:
+    def _bad_reference(self, task: Task) -> Verdict | None:
         readings = [self._reference(reference) for reference in task.references]
         if all(reading.tree is None for reading in readings):
             problem = readings[0].problem
@@ -213,4 +215,6 @@ def _short(text: str | None) -> str:
 
 
 def _tree(reading: Reading) -> str:
-    return f"unreadable ({reading.problem})" if reading.tree is None else _short(repr(reading.tree))
+    if reading.tree is None:
+        return f"unreadable ({reading.problem})"
+    return _short(show(reading.tree)) if len(reading.text) < 2000 else f"{type(reading.tree).__name__} (long)"

@@ -258,6 +258,15 @@ def walk(node: Node) -> list[Node]:
     return found
 
 
+def depth(node: Node) -> int:
+    """How many levels the tree has."""
+    level, current = 0, [node]
+    while current:
+        level += 1
+        current = [child for parent in current for child in children(parent)]
+    return level
+
+
 def symbols(node: Node) -> frozenset[str]:
     """The names of all variables and unknown functions."""
     from verifiers.tables import KNOWN_CALLS
@@ -271,3 +280,32 @@ def symbols(node: Node) -> frozenset[str]:
         elif isinstance(part, (Opaque, Text)):
             found.add(f"#{type(part).__name__}")
     return frozenset(found)
+
+
+def show(node: Node) -> str:
+    """A short form of the tree for people, such as `Add(Mul(2, x), 1/3)`."""
+    match node:
+        case Num(value):
+            bits = value.numerator.bit_length() + value.denominator.bit_length()
+            return f"(a number of {bits} bits)" if bits > 10_000 else str(value)
+        case Const(name) | Sym(name):
+            return name
+        case Text(plain) | Clock(plain):
+            return f"{type(node).__name__}({plain!r})"
+        case Based(digits, base):
+            return f"{digits} in base {base}"
+        case Quantity(item, unit):
+            return f"Quantity({show(item)}, {unit.name})"
+        case Choice(letter, rest):
+            return f"Choice({letter})" if rest is None else f"Choice({letter}, {show(rest)})"
+        case Seq(opened, closed, items, joined):
+            kind = {"": "List", "{": "Set", "(": "Tuple", "[": "Bracket", "<": "Vector"}[opened]
+            kind = f"{opened}{closed}" if opened and opened + closed in ("(]", "[)") else kind
+            return f"{kind}({(', ' if joined == ',' else f' {joined} ').join(map(show, items))})"
+        case Rel(items, ops):
+            return " ".join(
+                [show(items[0]), *(f"{op} {show(i)}" for op, i in zip(ops, items[1:], strict=False))]
+            )
+        case Call(name, _) | Opaque(name, _):
+            return f"{name}({', '.join(map(show, children(node)))})"
+    return f"{type(node).__name__}({', '.join(map(show, children(node)))})"

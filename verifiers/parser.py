@@ -26,11 +26,13 @@ from verifiers.nodes import (
     SetOp,
     Sym,
     Text,
+    depth,
 )
 from verifiers.tables import AND_WORDS, ENVIRONMENTS, GREEK, OR_WORDS, RELATIONS
 from verifiers.terms import Terms
 from verifiers.text import Unreadable, clean, words
 
+MAX_TREE_DEPTH = 80
 _SETS = {"cup": "cup", "cap": "cap", "setminus": "setminus", "backslash": "setminus"}
 _IMPLIES = frozenset({"implies", "Rightarrow", "Longrightarrow", "iff", "Leftrightarrow", "therefore",
                       "Longleftrightarrow", "longrightarrow", "rightarrow"})  # fmt: skip
@@ -293,7 +295,10 @@ def parse_clean(text: str, commas: bool = True) -> Node:
     if re.fullmatch(r"[^\W\d_]{2,}(?:[\s'-]+[^\W\d_]+)*", text) and not _math_word(text):
         return Text(words(text))
     tokens = _inline_math(tokenize(text, commas))
-    return Parser(tokens).answer()
+    tree = Parser(tokens).answer()
+    if depth(tree) > MAX_TREE_DEPTH:
+        raise Unreadable("nested too deeply")
+    return tree
 
 
 def _trimmed(text: str) -> str:

@@ -40,6 +40,8 @@ def number(text: str) -> Num:
         raise Unreadable("a number too long to read")
     whole, point, fraction = mantissa.partition(".")
     shift = int(exponent) if exponent else 0
+    if abs(shift) > MAX_DIGITS:
+        raise Unreadable("an exponent too big to hold")
     value = Fraction(int(whole + fraction or "0"), 10 ** len(fraction)) * Fraction(10) ** shift
     if not point:
         return Num(value, None, len(whole.lstrip("0")))
@@ -48,6 +50,8 @@ def number(text: str) -> Num:
 
 def repeating(whole: str, fixed: str, cycle: str) -> Num:
     """`whole.fixed` followed by `cycle` for ever, exactly."""
+    if len(whole) + len(fixed) + len(cycle) > MAX_DIGITS:
+        raise Unreadable("a number too long to read")
     nines = 10 ** len(cycle) - 1
     tail = Fraction(int(cycle), nines) if nines else Fraction(0)
     value = int(whole or "0") + (int(fixed or "0") + tail) / 10 ** len(fixed)
@@ -199,6 +203,8 @@ class Symbols:
         if not isinstance(index, Num) or index.value.denominator != 1 or not 2 <= index.value <= 36:
             raise Unreadable("a number with a strange index")
         base = int(index.value)
+        if len(digits) > MAX_DIGITS:
+            raise Unreadable("a number too long to read")
         if any(int(d, 36) >= base for d in digits.replace(".", "")):
             raise Unreadable(f"{digits} has digits that base {base} has not")
         return Based(digits.lstrip("0") or "0", base) if base != 10 else number(digits)

@@ -186,14 +186,14 @@ def main(fd: int) -> None:
     hello = pickle.loads(connection.recv_bytes())
     try:
         verifier = load_verifier(_decode(hello["verifier"]))
-        if hasattr(verifier, "prepare"):
-            verifier.prepare()
     except BaseException as error:  # foreign code at import
         message = str(error) if type(error).__name__ == "UsageError" else describe_exception(error)
         connection.send_bytes(encode("failed", 0, Verdict.error(message)))
         return
     limit_memory(hello["memory_mib"] or verifier.memory_mib)
     connection.send_bytes(encode("ready", 0, Verdict("correct", 1.0)))
+    if hasattr(verifier, "prepare"):
+        verifier.prepare()  # after "ready": the parent need not wait for it
     try:
         Worker(connection, verifier, hello["timeout_s"]).serve()
     finally:
