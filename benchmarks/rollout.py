@@ -26,19 +26,20 @@ from benchmarks.figures import Figure, ratio, report
 from reasoner.models import embedded_path
 from reasoner.types import SamplingParams
 from rollouts.sampler import RaySampler
-from rollouts.server import ServerConfig, _engine_args, _set_environment, start_server
+from rollouts.server import ServerConfig, start_server
+from rollouts.vllm_core import engine_args, set_environment
 
 
 class OfflineVLLM:
     """vLLM's `LLM` as its documentation shows it, with the engine settings of our server."""
 
     def __init__(self, config: ServerConfig) -> None:
-        _set_environment(config)
+        set_environment(config)
         import torch
         from vllm import LLM
 
         torch.set_num_threads(config.threads)
-        args = _engine_args(config)
+        args = engine_args(config)
         del args["weight_transfer_config"]
         self._llm = LLM(**args)
 

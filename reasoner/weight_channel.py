@@ -29,7 +29,7 @@ ALIGNMENT = 64  # bytes; views of any dtype start on a cache line
 class SharedMemoryChannel:
     """All parameters of `model`, one after the other, in a file that servers on this host map too.
 
-    Sharded parameters (FSDP) are gathered: every rank must call `load` or `send`, rank 0 owns the file.
+    Sharded parameters (FSDP) are gathered, so the other ranks must take part (`GatherOnly`).
     The file is unlinked as soon as the servers have mapped it, so nothing is left behind by a crash.
     """
 
@@ -59,17 +59,26 @@ class SharedMemoryChannel:
         torch._foreach_copy_(self._views, gathered)
         return sum(view.numel() * view.element_size() for view in self._views)
 
-    def send(self, version: int) -> None:
-        """What ranks other than 0 do: take part in gathering."""
-        for parameter in self._parameters.values():
-            _full(parameter)
-
     def unlink(self) -> None:
         Path(self._path).unlink(missing_ok=True)
 
     def close(self) -> None:
         self.unlink()
         self._views, self._buffer = [], torch.empty(0)
+
+
+class GatherOnly:
+    """What ranks other than 0 do: take part when sharded parameters are gathered."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def send(self) -> None:
+        for parameter in self._model.parameters():
+            _full(parameter)
+
+    def close(self) -> None: ...
 
 
 class _FanOutClient:
@@ -109,7 +118,7 @@ class _VLLMTrainer:
     def load(self) -> int:
         return self._num_bytes
 
-    def send(self, version: int) -> None:
+    def send(self) -> None:
         self._engine.send_weights()
 
     def close(self) -> None:

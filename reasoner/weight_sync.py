@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from reasoner.errors import ServerError, UsageError, WeightSyncError
-from reasoner.weight_channel import SharedMemoryChannel, vllm_trainer
+from reasoner.errors import ReasonerError, ServerError, UsageError, WeightSyncError
+from reasoner.weight_channel import GatherOnly, SharedMemoryChannel, vllm_trainer
 from rollouts.control import ServerControl, control
 
 Score = Callable[[list[np.ndarray]], list[np.ndarray]]
@@ -118,7 +118,7 @@ class WeightSync:
         if self._channel is None:
             self._connect(model, failures)
         if self._rank != 0:
-            self._channel.send(version)
+            self._channel.send()
             return SyncReport(version, time.perf_counter() - started, 0.0, 0, 0.0)
         num_bytes = self._channel.load()
         paused = time.perf_counter()
@@ -144,20 +144,21 @@ class WeightSync:
         self._pool = ThreadPoolExecutor(max_workers=len(self._controls), thread_name_prefix="weight-sync")
 
     def _connect(self, model: torch.nn.Module, failures: dict[int, Exception]) -> None:
-        if self._backend == "shared_memory":
-            self._channel = SharedMemoryChannel(model, repack_tied_heads=self._repack_tied_heads)
-            if self._rank == 0:
-                self._each(lambda c: c.init_weight_transfer_engine(self._channel.init_info), failures)
-                self._channel.unlink()
-        else:
+        if self._backend != "shared_memory":
             self._channel = vllm_trainer(self._backend, model, self._controls, rank=self._rank)
+        elif self._rank != 0:
+            self._channel = GatherOnly(model)
+        else:
+            self._channel = SharedMemoryChannel(model, repack_tied_heads=self._repack_tied_heads)
+            self._each(lambda c: c.init_weight_transfer_engine(self._channel.init_info), failures)
+            self._channel.unlink()
 
     def _transfer(self, version: int, failures: dict[int, Exception]) -> None:
         if self._backend == "shared_memory":
             self._each(lambda c: c.receive(version), failures)
             return
         try:  # collective: it succeeds for all servers or for none
-            self._channel.send(version)
+            self._channel.send()
             self._each(lambda c: c.set_version(version), failures)
         except ServerError as error:
             failures.update({i: error for i in range(len(self._controls)) if i not in failures})
@@ -189,7 +190,7 @@ class WeightSync:
         for index, future in running.items():
             try:
                 results[index] = future.result()
-            except ServerError as error:
+            except ReasonerError as error:
                 failures[index] = error
         return results
 

@@ -180,17 +180,24 @@ class EngineLoop:
         batch = _Batch(future, [None] * len(prompts), len(prompts))
         requests = [_Request(batch, i, list(p), params, scoring=scoring) for i, p in enumerate(prompts)]
 
+        def admit() -> None:
+            try:
+                self._admit(requests)
+            except Exception as error:
+                self._abort_batch(future)
+                future.set_exception(ServerError(f"vLLM refused a request: {type(error).__name__}: {error}"))
+
         def command() -> None:
             if self.dead is not None:
                 future.set_exception(ServerError(self.dead))
             elif scoring or even_paused:
-                self._admit(requests)
+                admit()
             elif self.failure is not None:
                 future.set_exception(ServerError(self.failure))
             elif self.paused:
                 self._held.extend(requests)
             else:
-                self._admit(requests)
+                admit()
 
         self._commands.put(command)
         return future
@@ -282,20 +289,22 @@ class EngineLoop:
         kept = [r for r in self._live.values() if not r.scoring]
         scoring = [r for r in self._live.values() if r.scoring]
         self._drop(list(self._live))
+        self._drain()
         self._held = kept + self._held
         if clear_cache and not self._core.reset_prefix_cache():
             raise ServerError("vLLM could not clear its prefix cache: blocks are still in use")
         self._admit(scoring)
 
     def _drop(self, request_ids: list[str]) -> None:
-        """Take requests out of the engine and let it forget them: afterwards its KV blocks are free."""
         for request_id in request_ids:
             del self._live[request_id]
         self._core.abort_requests(request_ids)
+
+    def _drain(self) -> None:
+        """Let the engine, in which nothing is live, forget all it had: afterwards its KV blocks are free."""
         core = self._core.engine_core
         while core.batch_queue or core.scheduler.has_finished_requests():
-            for output in self._core.get_output().outputs:
-                self._receive(output)
+            self._core.get_output()
 
     def _resume(self) -> None:
         self.paused, self.failure = False, None

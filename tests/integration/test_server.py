@@ -4,7 +4,6 @@ Every planted fault makes the comparison of server and learner logprobs fail tha
 """
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from reasoner.weight_sync import ServersFailed, WeightSync, compare_logprobs
 from rollouts.sampler import RaySampler
 from rollouts.server import ServerConfig, start_server
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a loaded machine is slow to start Ray
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TAU = 0.7
 CONTEXT = 256
@@ -36,7 +34,7 @@ class World:
         config = ServerConfig(
             model=self.path, max_model_len=CONTEXT, max_num_seqs=64, kv_cache_gib=0.1, seed=1
         )
-        self.actor = start_server(config, name="tiny", log_dir=root)
+        self.actor = start_server(config, name="tiny", log_dir=root, timeout_s=600)
         self.sampler = RaySampler(self.actor)
         self.model = tiny_model.load_model(self.path)
         self.version = 0
@@ -69,7 +67,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    tiny_model.start_ray()
     try:
         yield World(tmp_path_factory.mktemp("world"))
     finally:

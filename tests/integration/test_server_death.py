@@ -24,7 +24,10 @@ from rollouts.sampler import RaySampler
 from reasoner.errors import ServerError
 from reasoner.types import SamplingParams
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+sys.path.insert(0, sys.argv[3])
+import tiny_model
+
+tiny_model.start_ray()
 actor = start_server(ServerConfig(model=sys.argv[1], max_model_len=4096, kv_cache_gib=0.1), name="s",
                      log_dir=sys.argv[2], timeout_s=600)
 print("pid", ray.get(actor.pid.remote()), flush=True)
@@ -50,9 +53,9 @@ def model(tmp_path_factory):
 @pytest.fixture
 def driver(model, tmp_path):
     """A driver process with one server that is busy generating, and the server's pid."""
-    environment = os.environ | {MARK: str(tmp_path), "RAY_raylet_start_wait_time_s": "180"}
+    environment = os.environ | {MARK: str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, model, str(tmp_path)],
+        [sys.executable, "-c", DRIVER, model, str(tmp_path), str(Path(__file__).parent)],
         stdout=subprocess.PIPE,
         env=environment,
         text=True,
@@ -113,8 +116,7 @@ def test_a_killed_server_is_an_error_for_its_callers_at_once(driver):
 def cluster():
     import ray
 
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    tiny_model.start_ray()
     yield
     ray.shutdown()
 

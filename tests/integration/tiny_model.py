@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,17 @@ VOCAB = 300
 END = 1
 #: What "the server computes what the learner computes" means in fp32.
 MAX_DIFF, P99_DIFF = 1e-3, 1e-4
+
+
+def start_ray() -> None:
+    """A Ray for one test module, with the small agent: the full one may need longer to import on a loaded
+    machine than Ray is ready to wait."""
+    import ray
+    import ray._private.utils
+
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
+    ray._private.utils.get_dashboard_dependency_error = lambda: ImportError("not needed here")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def make_model(path: Path, end: int | None = END) -> str:

@@ -7,12 +7,18 @@ import sys
 import pytest
 
 from reasoner.errors import UsageError
-from rollouts import server
+from rollouts import server, vllm_core
 from rollouts.server import ServerConfig, log_tail
 
 
 def test_bad_configurations_are_usage_errors():
-    for bad in ({"device": "tpu"}, {"max_num_seqs": 0}, {"threads": 0}, {"kv_cache_gib": 0.0}):
+    for bad in (
+        {"device": "tpu"},
+        {"tensor_parallel_size": 2},
+        {"max_num_seqs": 0},
+        {"threads": 0},
+        {"kv_cache_gib": 0.0},
+    ):
         with pytest.raises(UsageError, match=next(iter(bad))):
             ServerConfig(model="m", **bad)
 
@@ -50,7 +56,7 @@ def test_end_tokens_are_collected_from_everywhere(tmp_path):
 
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 2], "top_p": 0.5}))
     config = ServerConfig(model=str(tmp_path), stop_token_ids=(9,))
-    assert server._stop_token_ids(config, Fake) == [2, 5, 9]
+    assert vllm_core.stop_token_ids(config, Fake) == [2, 5, 9]
 
 
 def test_importing_the_clients_loads_neither_torch_nor_vllm():
