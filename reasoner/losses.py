@@ -60,7 +60,7 @@ def reinforce(
 def ppo_clip(
     t: PolicyTensors, eps_low: float, eps_high: float, ratio_cap: float | None
 ) -> tuple[Tensor, Stats]:
-    """PPO's clipped surrogate (arXiv 1707.06347 eq. 7) with two epsilons (DAPO, arXiv 2503.14476 §3.1):
+    """PPO's clipped surrogate (arXiv 1707.06347 eq. 7) with two epsilons (DAPO, arXiv 2503.14476 eq. 10):
     -min(r A, clip(r, 1 - eps_low, 1 + eps_high) A), r = pi_theta / pi_prox.
 
     Decoupled from the sampler (arXiv 2110.00641 §3): times sg(min(pi_prox / pi_mu, cap)), unless cap is None.
