@@ -55,7 +55,7 @@ def next_operation(tokens: Tokens) -> int:
 
 def apply(tokens: Tokens, index: int) -> int:
     """The value of the operation at `index`."""
-    left, operator, right = tokens[index - 1], tokens[index], tokens[index + 1]
+    left, operator, right = int(tokens[index - 1]), tokens[index], int(tokens[index + 1])
     if operator == "+":
         return left + right
     return left - right if operator == "-" else left * right

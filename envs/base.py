@@ -8,7 +8,6 @@ Observations are deltas: each one is appended to the tokens of the episode, noth
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -47,10 +46,10 @@ class TextSpace(spaces.Text):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TextSpace) and self.max_length == other.max_length
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
 
-class _LiveTexts(Sequence[str]):
+class _LiveTexts:
     """The observations in shared memory, read when they are looked at: `AsyncVectorEnv` fetches this object
     once and hands out deep copies, which are plain tuples of texts."""
 
@@ -61,11 +60,13 @@ class _LiveTexts(Sequence[str]):
         return len(self._cells)
 
     def __getitem__(self, index: int) -> str:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
         row = self._cells[index]
         return "".join(map(chr, row[1 : row[0] + 1]))
 
     def __deepcopy__(self, memo: dict) -> tuple[str, ...]:
-        return tuple(self)
+        return tuple(self[i] for i in range(len(self)))
 
 
 # Gymnasium's own handlers for Text lose every character outside the charset, pad with blanks, and read the
@@ -130,7 +131,7 @@ class TextEnv(gymnasium.Env[str, str]):
         """Take one action; the observation is what to append to the episode's text."""
         if not isinstance(action, str):
             raise UsageError(f"an action of a TextEnv is a str, got {type(action).__name__}")
-        if self._done:
+        if self._done or self.task is None:
             raise UsageError("the episode is over (or never began): call reset() before step()")
         observation, terminated, truncated, completion = self.respond(action)
         self.transcript += action + observation

@@ -32,7 +32,10 @@ class SingleTurnEnv(TextEnv):
         self._own_task, self._draw, self._template = task, draw, template
 
     def begin(self, task: Task | None) -> tuple[Task, str]:
-        task = task or self._own_task or self._draw(int(self.np_random.integers(_DRAWS)))
+        task = task or self._own_task
+        if task is None:
+            assert self._draw is not None, "the constructor asks for a task or a draw"
+            task = self._draw(int(self.np_random.integers(_DRAWS)))
         if not isinstance(task.prompt, str):
             return task, task.prompt[-1]["content"]
         return task, render_prompt(task.prompt, self._template)

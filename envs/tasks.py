@@ -29,10 +29,17 @@ class TaskSource(Protocol):
     `base_template` and `chat_template` are format strings with `{prompt}`. `finite`: tasks come again, so
     the loop retires those that are solved."""
 
-    name: str
-    finite: bool
-    base_template: str
-    chat_template: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def finite(self) -> bool: ...
+
+    @property
+    def base_template(self) -> str: ...
+
+    @property
+    def chat_template(self) -> str: ...
 
     def train(self, index: int) -> Task:
         """Task at a position of the training stream: a pure function of the source and the position."""
@@ -208,7 +215,7 @@ def load_tasks(spec: str, seed: int = 0) -> TaskSource:
 def _arithmetic(options: str, seed: int) -> TaskSource:
     from envs.arithmetic import ArithmeticTasks
 
-    chosen: dict[str, tuple] = {}
+    chosen: dict[str, Any] = {}
     for option in filter(None, options.split(",")):
         name, _, value = option.partition("=")
         if name == "levels":

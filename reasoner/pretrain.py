@@ -12,8 +12,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from reasoner.pretrain_corpus import (
 )
 
 PAD = "<|pad|>"
+_AS_MANY_AS_FIT = 10**6  # steps, when only a time is given
 
 
 @dataclass(frozen=True)
@@ -224,15 +226,20 @@ def pretrain(
     settings: PretrainSettings | None = None,
     mixture: Mixture | None = None,
     *,
+    seed: int | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
     checkpoint_s: float = 300.0,
     log: Callable[[str], None] = print,
 ) -> dict:
     """Train a base model from nothing and save it to `out_dir`; returns what was done, which is also
-    written to `out_dir/pretraining.json`.
+    written to `out_dir/pretraining.json`. `seed`, `steps` and `minutes` override the settings; `minutes`
+    without `steps` trains for that time, however many steps it takes.
 
     A fixed seed reproduces the corpus and the initial weights exactly; the trained weights differ in the
     last bits between machines, since sums are not taken in the same order everywhere."""
     settings, mixture, out_dir = settings or PretrainSettings(), mixture or Mixture(), Path(out_dir)
+    settings = _overridden(settings, seed, steps, minutes)
     _keep_freed_memory()
     torch.set_num_threads(settings.threads)
     trainer = _Trainer(settings)
@@ -270,6 +277,15 @@ def pretrain(
     }
     (out_dir / "pretraining.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+def _overridden(
+    settings: PretrainSettings, seed: int | None, steps: int | None, minutes: float | None
+) -> PretrainSettings:
+    if minutes is not None and steps is None:
+        steps = _AS_MANY_AS_FIT
+    given: dict[str, Any] = {"seed": seed, "steps": steps, "minutes": minutes}
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
 def _loss_curve(losses: Sequence[float]) -> dict[str, float]:

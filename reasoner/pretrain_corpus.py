@@ -135,7 +135,7 @@ def _answer(rng: Random, mixture: Mixture, tokens: Tokens, level: int, style: st
             index = next_operation(rest)
             rest = substitute(rest, index, apply(rest, index))
         wrong = rng.random() < mixture.direct_wrong[level - 1]
-        writer.box([_guess(rng, rest[0])] if wrong else rest)
+        writer.box([_guess(rng, int(rest[0]))] if wrong else rest)
         return writer.text, False
     noticed = rng.randrange(level) if style == "corrected" else None
     for step in range(level):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
@@ -40,7 +41,7 @@ class BaseModel:
     """A model directory loaded for sampling on CPU."""
 
     model: Qwen3ForCausalLM
-    tokenizer: object
+    tokenizer: Any
 
     @classmethod
     def load(cls, path: Path) -> BaseModel:
@@ -78,7 +79,7 @@ def pass_at_k(right: int, samples: int, k: int) -> float:
 
 
 def _forced_prompts(tasks: Sequence[Task], template: str) -> list[str]:
-    return [template.format(prompt=t.prompt) + first_step(t.prompt) for t in tasks]
+    return [template.format(prompt=t.prompt) + first_step(str(t.prompt)) for t in tasks]
 
 
 def measure(

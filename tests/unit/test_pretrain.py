@@ -127,8 +127,8 @@ def test_the_model_is_small_and_tied_and_loads_as_it_is_saved(tmp_path):
 
 
 def test_a_tiny_run_learns_and_writes_a_record(tmp_path):
-    plan = PretrainSettings(steps=8, rows=2, threads=1, compile=False)
-    record = pretrain(tmp_path, plan, log=lambda line: None)
+    plan = PretrainSettings(rows=2, threads=1, compile=False)
+    record = pretrain(tmp_path, plan, steps=8, log=lambda line: None)
     losses = list(record["loss"].values())
     assert losses[-1] < np.log(259)
     assert record["pages"] > 40 and record["tokens"] > 2 * 128 * 8 * 0.7
