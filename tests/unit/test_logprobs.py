@@ -89,7 +89,9 @@ def test_bf16_hidden_states_meet_an_fp32_head(inputs):
 
 
 def test_rollouts_of_one_token_have_nothing_to_predict():
-    logprobs, _ = token_logprobs(torch.randn(2, D), torch.randn(V, D), torch.tensor([1, 2]), torch.tensor([0, 1, 2]))
+    logprobs, _ = token_logprobs(
+        torch.randn(2, D), torch.randn(V, D), torch.tensor([1, 2]), torch.tensor([0, 1, 2])
+    )
     assert logprobs.tolist() == [0.0, 0.0]
 
 
