@@ -197,7 +197,7 @@ class VLLMServer:
         window = max(len(s.encode()) for s in stop) + 4  # a token holds at least one byte
 
         def hits(token_ids: list[int]) -> bool:
-            tail = tokenizer.decode(token_ids[-window:])
+            tail = tokenizer.decode(token_ids[-window:], skip_special_tokens=True)
             return any(s in tail for s in stop)
 
         return hits

@@ -5,6 +5,7 @@ Every planted fault makes the comparison of server and learner logprobs fail tha
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_stop_strings(fresh):
     stopped = [c for c in completions if c.finish_reason == "stop" and c.token_ids[-1] != END]
     assert stopped
     for completion in completions:
-        text = tokenizer.decode(completion.token_ids[:-1])
+        text = tokenizer.decode(completion.token_ids[:-1], skip_special_tokens=True)
         assert "a" not in text
         assert "3" not in text
     for completion in stopped:
@@ -208,7 +209,9 @@ def test_an_abandoned_call_leaves_nothing_running(fresh):
     ray.cancel(reference)
     with pytest.raises(ray.exceptions.TaskCancelledError):
         ray.get(reference)
-    assert ray.get(fresh.actor.stats.remote()).running == 0
+    deadline = time.monotonic() + 30
+    while ray.get(fresh.actor.stats.remote()).running:
+        assert time.monotonic() < deadline, "the requests of a cancelled call are still computed"
     assert fresh.generate([[5, 6]], max_tokens=2)
 
 
