@@ -81,8 +81,8 @@ class LearnerKeys(Section):
     aggregation: Literal["prompt", "token", "sequence", "constant"] = Field(
         "prompt", description="how token losses are averaged"
     )
-    eps_low: float = Field(0.2, ge=0, description="lower clip of the ratio (ppo_clip, gspo)")
-    eps_high: float = Field(0.28, ge=0, description="upper clip of the ratio (ppo_clip, gspo)")
+    eps_low: float | None = Field(None, ge=0, description="lower clip of the ratio; unset: the loss's own")
+    eps_high: float | None = Field(None, ge=0, description="upper clip of the ratio; unset: the loss's own")
     ratio_cap: float = Field(4.0, gt=0, description="truncation of importance ratios (cispo, reinforce, TIS)")
     kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the base model; 0: no reference model")
     mask_truncated: bool = Field(False, description="leave truncated rollouts out instead of scoring them")
@@ -243,7 +243,9 @@ def parse_overrides(args: Sequence[str]) -> dict[str, Any]:
 
 def config_toml(config: Config, provenance: Mapping[str, Any]) -> str:
     """The resolved configuration, with versions, seed and revision under `[provenance]`."""
-    return tomlkit.dumps({**config.model_dump(mode="json"), "provenance": dict(provenance)})
+    return tomlkit.dumps(
+        {**config.model_dump(mode="json", exclude_none=True), "provenance": dict(provenance)}
+    )
 
 
 def _toml_value(text: str, default: Any) -> Any:

@@ -26,7 +26,7 @@ import ray
 
 from envs.tasks import TaskSource, load_tasks
 from reasoner import cluster
-from reasoner.advantages import compute_advantages, filter_groups
+from reasoner.advantages import compute_advantages, filter_groups, group_rewards
 from reasoner.batch import build_batch, trained_rollouts
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
@@ -295,7 +295,7 @@ class Loop:
         group = result.group
         self.last_verify_seconds = result.verify_seconds
         self._retire(group)
-        replace = self.config.learner.zero_variance == "top_up" and bool(filter_groups([group])[1])
+        replace = self.config.learner.zero_variance == "top_up" and bool(self._filter([group])[1])
         self.queue.finish(call, group, keep=not replace)
         if replace:
             self.replaced.append(group)
@@ -309,9 +309,12 @@ class Loop:
             self.retired.add(group.task.id)
 
     def _filter(self, groups: list[Group]) -> tuple[list[Group], list[Group]]:
+        masked = self.config.learner.mask_truncated
         if self.config.learner.zero_variance == "keep":
-            return [g for g in groups if sum(r.reward is not None for r in g.rollouts) > 1], []
-        return filter_groups(groups)
+            scored = [int(np.isfinite(group_rewards(g, mask_truncated=masked)).sum()) for g in groups]
+            kept = [g for g, n in zip(groups, scored, strict=True) if n > 1]
+            return kept, [g for g, n in zip(groups, scored, strict=True) if n <= 1]
+        return filter_groups(groups, mask_truncated=masked)
 
     def _wait(self, call: Any) -> Any:
         """Waits for the learner while rollouts go on arriving (and, when staleness allows, being started)."""
