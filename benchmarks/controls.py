@@ -1,7 +1,7 @@
 """Two rewards that say nothing about the answer: the same run with them must not gain.
 
-    reasoner train --name constant --verifier benchmarks/controls.py:constant
-    reasoner train --name random --verifier benchmarks/controls.py:coin
+reasoner train --name constant --verifier benchmarks/controls.py:constant
+reasoner train --name random --verifier benchmarks/controls.py:coin
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.quick
 
-The short run gives `start_to_first_step_s` (from the command to the first optimizer step, the first evaluation
-included) and where a step's time goes. Lone seconds describe this machine only; the ratios are measured side
-by side in one run.
+The short run gives `start_to_first_step_s` (from the command to the first optimizer step, the first
+evaluation included) and where a step's time goes. Lone seconds describe this machine only; the ratios are
+measured side by side in one run.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Processes:
 
     servers: list[Any]
     workers: list[Any]
-    learner: Any | None
+    learner: Any
 
     def sleep_servers(self) -> None:
         """Colocated on a GPU: servers give their memory back while the learner works."""

@@ -139,7 +139,7 @@ class Config(Section):
     name: str = Field("", description="name of the run under runs_dir; empty: the date and time")
     runs_dir: str = Field("runs", description="where runs are kept")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of tasks, sampling and learner")
-    steps: int = Field(150, ge=1, description="training steps")
+    steps: int = Field(120, ge=1, description="training steps")
     time_limit_s: float = Field(0.0, ge=0, description="stop and save after this long, seconds; 0: never")
     max_staleness: int = Field(0, ge=0, description="policy versions a rollout may lag behind; 0: on-policy")
 

@@ -85,7 +85,7 @@ def summarise(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def style(rollout: Rollout) -> str:
-    """direct: nothing but an answer; corrected: a claim was made and taken back, rightly or not; else working.
+    """direct: only an answer; corrected: a claim was made and taken back, rightly or not; else working.
 
     Only read off the text after the fact: never part of a reward."""
     if detect(rollout.completion).retracted:

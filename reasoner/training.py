@@ -496,7 +496,7 @@ def _sample(groups: Sequence[Group]) -> Rollout | None:
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
     """Ctrl-C or SIGTERM asks the loop to stop and save; a second Ctrl-C stops at once."""
-    asked = []
+    asked: list[int] = []
 
     def ask(signum: int, frame: Any) -> None:
         if asked and signum == signal.SIGINT:

@@ -90,7 +90,7 @@ def test_a_killed_actor_ends_the_run_with_a_message_and_it_resumes(run, victim):
     assert not wait_until_gone(everything, 30)
     steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
     resumed = subprocess.run(
-        [sys.executable, "-m", "reasoner.cli", "train", "--resume", str(path), "--steps", str(max(steps) + 1)],
+        [sys.executable, "-m", "reasoner.cli", "train", "--resume", str(path), f"--steps={max(steps) + 1}"],
         cwd=path.parents[1],
         capture_output=True,
         text=True,

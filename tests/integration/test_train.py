@@ -108,7 +108,8 @@ def test_a_run_keeps_the_contract_and_resumes(tmp_path):
 
 
 def test_asynchronous_run_has_bounded_staleness(tmp_path):
-    done = run("train", "--name=a", "--steps=5", "--max_staleness=2", *SMALL, "--checkpoint.every=0", cwd=tmp_path)
+    flags = ["--name=a", "--steps=5", "--max_staleness=2", *SMALL, "--checkpoint.every=0"]
+    done = run("train", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     staleness = [line["staleness_max"] for line in metrics(tmp_path / "runs" / "a")[1:]]
     assert max(staleness) <= 2 and max(staleness) > 0
@@ -139,19 +140,19 @@ def test_ctrl_c_saves_and_exits_130(tmp_path):
 
 
 def test_a_verifier_that_raises_stops_saved_with_its_message(tmp_path):
-    (tmp_path / "broken.py").write_text("def check(completion, task):\n    raise RuntimeError('no such luck')\n")
-    done = run(
-        "train", "--name=v", "--steps=3", "--verifier", "broken:check", *SMALL, cwd=tmp_path, PYTHONPATH=str(tmp_path)
+    (tmp_path / "broken.py").write_text(
+        "def check(completion, task):\n    raise RuntimeError('no such luck')\n"
     )
+    flags = ["--name=v", "--steps=3", "--verifier", "broken:check", *SMALL]
+    done = run("train", *flags, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert "no such luck" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_plug_in_verifier_decides_the_reward(tmp_path):
     (tmp_path / "mine.py").write_text("def short(completion, task):\n    return len(completion) < 12\n")
-    done = run(
-        "train", "--name=p", "--steps=1", "--verifier", "mine:short", *SMALL, cwd=tmp_path, PYTHONPATH=str(tmp_path)
-    )
+    flags = ["--name=p", "--steps=1", "--verifier", "mine:short", *SMALL]
+    done = run("train", *flags, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert 0 < metrics(tmp_path / "runs" / "p")[1]["reward_mean"] <= 1
 

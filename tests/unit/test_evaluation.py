@@ -11,9 +11,8 @@ from reasoner.types import Group, Rollout, Task, Verdict
 def rollout(completion, verdict, difficulty=1.0):
     n = len(completion)
     task = Task("t", "p", "2", difficulty=difficulty)
-    return Rollout(
-        task, np.zeros(n + 1), np.arange(n + 1) > 0, np.zeros(n + 1), np.zeros(n + 1), completion, True, False, verdict
-    )
+    zeros, actions = np.zeros(n + 1), np.arange(n + 1) > 0
+    return Rollout(task, zeros, actions, zeros, zeros, completion, True, False, verdict)
 
 
 @pytest.mark.parametrize("n", range(1, 8))
