@@ -7,9 +7,8 @@ TASK = Task("t", "1+1", "2")
 
 
 def group(version, index=0):
-    one = Rollout(
-        TASK, np.array([5, 6]), np.array([False, True]), np.zeros(2), np.array([-1, version]), "2", True, False
-    )
+    mask, versions = np.array([False, True]), np.array([-1, version])
+    one = Rollout(TASK, np.array([5, 6]), mask, np.zeros(2), versions, "2", True, False)
     return Group(TASK, (one,), index)
 
 
