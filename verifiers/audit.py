@@ -13,6 +13,7 @@ from verifiers.base import Verifier
 from verifiers.pool import VerifierPool
 
 SHOWN = 5
+_RELATION = re.compile(r"[<>=≤≥]|\\(?:le|ge|lt|gt|ne|in|cup|approx)")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def perturb(reference: str) -> list[str]:
         last = numbers[-1]
         changed = str(int(last.group()) + 1)
         wrong.append(reference[: last.start()] + changed + reference[last.end() :])
-        wrong.append(f"{reference} \\text{{ or }} {wrong[0]}")
+        if not _RELATION.search(reference):  # "x > 5 or x > 6" is x > 5
+            wrong.append(f"{reference} \\text{{ or }} {wrong[0]}")
     return wrong
 
 
@@ -82,7 +84,8 @@ def validate(
         for task in tasks:
             count += 1
             good = [answer(reference) for reference in task.references]
-            bad = [answer(text) for reference in task.references[:1] for text in perturbed(reference)]
+            near = [text for text in perturbed(task.references[0]) if text not in task.references]
+            bad = [answer(text) for text in near]
             tried += len(bad)
             for index, verdict in enumerate(pool.verify_group(good + bad, task)):
                 kind = _problem(verdict, index < len(good))

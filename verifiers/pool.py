@@ -161,6 +161,7 @@ class VerifierPool:
         self._memory_mib = memory_mib
         self._payload = _encode(verifier)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._pids: dict[int, int] = {}  # of the worker that each thread runs
         self._closed = False
         self._lock = threading.Lock()
         starts: list[Future[None]] = [Future() for _ in range(workers)]
@@ -195,6 +196,11 @@ class VerifierPool:
         """For majority votes: the class of each completion's answer, None where there is none."""
         return self._submit("answer_keys", completions, task).result()
 
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the workers."""
+        return sorted(self._pids.values())
+
     def close(self) -> None:
         """Finish what was submitted, then end every worker. Idempotent."""
         with self._lock:
@@ -220,7 +226,9 @@ class VerifierPool:
         return future
 
     def _spawn(self) -> _Process:
-        return _Process(self._payload, self.timeout_s, self._memory_mib)
+        process = _Process(self._payload, self.timeout_s, self._memory_mib)
+        self._pids[threading.get_ident()] = process.popen.pid
+        return process
 
     def _serve(self, start: Future[None]) -> None:
         """One thread a worker. It also starts the process: workers die with the thread that started them."""

@@ -129,7 +129,7 @@ def _decimals(gold: Node, pred: Node, budget: Budget, log_base: str) -> Match | 
         if left[0] == right[0]:
             return Match(True, "equal decimals")
         short, long = sorted((left, right), key=lambda d: d[1])
-        enough = short[2] >= MIN_DIGITS and short[1] >= 4 and short[1] < long[1]
+        enough = short[2] >= MIN_DIGITS and short[1] >= MIN_DIGITS and short[1] < long[1]
         return Match(enough and decimal_agrees(short[0], short[1], long[0]), "decimals, to the shorter one")
     (value, places, sig), exact_node = (left, pred) if left is not None else (right, gold)  # type: ignore[misc]
     canon = Canon(budget, log_base)

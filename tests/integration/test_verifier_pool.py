@@ -1,0 +1,296 @@
+"""The pool with real processes: deadlines, memory, kills, prints, forks, threads, a killed parent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from reasoner.errors import UsageError
+from reasoner.types import Task, Verdict
+from verifiers import VerifierPool
+from verifiers.adapters import for_trl, for_verl, from_trl, from_verl
+from verifiers.audit import validate
+
+TASK = Task("t", "", "84")
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pids: list[int], within_s: float = 5.0) -> bool:
+    end = time.monotonic() + within_s
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not any(map(alive, pids))
+
+
+def misbehave(completion: str, task: Task):
+    """A plug-in that does what the completion says."""
+    if completion == "loop":
+        while True:
+            pass
+    if completion == "c loop":
+        return 7**80_000_000 > 2
+    if completion == "sleep":
+        time.sleep(60)
+    if completion == "ignore the alarm":
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        while True:
+            pass
+    if completion == "raise":
+        raise ValueError("boo")
+    if completion == "sys.exit":
+        sys.exit(3)
+    if completion == "exit":
+        os._exit(3)
+    if completion == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if completion == "memory":
+        return len(bytearray(10**11)) > 0
+    if completion == "print":
+        print("noise" * 100)
+        os.write(1, b"more noise")
+    if completion == "fork":
+        if os.fork() == 0:
+            time.sleep(60)
+        return True
+    if completion == "fork and return":
+        os.fork()
+        return True
+    if completion == "nonsense":
+        return object()
+    if completion == "nan":
+        return float("nan")
+    if completion == "mask":
+        return None
+    return completion == "84"
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with VerifierPool(misbehave, timeout_s=0.7, memory_mib=512) as running:
+        yield running
+
+
+EXPECTED = {
+    "loop": ("error", "no verdict within 0.7 s"),
+    "c loop": ("error", "no verdict within 0.7 s"),
+    "sleep": ("error", "no verdict within 0.7 s"),
+    "ignore the alarm": ("error", "no verdict within 0.7 s"),
+    "raise": ("error", "ValueError: boo"),
+    "sys.exit": ("error", "SystemExit: 3"),
+    "exit": ("error", "died: exit code 3"),
+    "crash": ("error", "died: signal SIGSEGV"),
+    "memory": ("error", "ran out of its"),
+    "nonsense": ("error", "expected bool, float, Verdict or None"),
+    "nan": ("error", "not a finite reward"),
+    "print": ("wrong", ""),
+    "fork": ("correct", ""),
+    "fork and return": ("correct", ""),
+    "mask": ("masked", ""),
+}
+
+
+@pytest.mark.parametrize("what", EXPECTED)
+def test_one_bad_item_leaves_the_others_alone(pool: VerifierPool, what: str) -> None:
+    begun = time.monotonic()
+    before, bad, after = pool.verify_group(["84", what, "84"], TASK)
+    assert time.monotonic() - begun < 20  # a loaded machine; the item itself is held to its deadline below
+    assert before.is_correct and after.is_correct
+    status, detail = EXPECTED[what]
+    assert bad.status == status and detail in bad.detail
+    if "no verdict" in detail:
+        assert bad.seconds < 0.7 + 1.0
+
+
+def test_queueing_is_no_timeout() -> None:
+    def slow(completion: str, task: Task) -> bool:
+        time.sleep(0.15)
+        return True
+
+    with VerifierPool(slow, workers=1, timeout_s=0.6) as pool:
+        futures = [pool.submit_group(["a", "b"], TASK) for _ in range(4)]
+        assert all(v.is_correct for f in futures for v in f.result())
+
+
+def test_busy_answers_time_out_waiting_ones_are_errors() -> None:
+    class Judge:
+        timeout_is_answer = True
+
+        def verify(self, completion: str, task: Task) -> bool:
+            if completion == "sleep":
+                time.sleep(60)
+            while True:
+                pass
+
+    with VerifierPool(Judge, timeout_s=0.8) as pool:
+        busy, waiting = pool.verify_group(["busy", "sleep"], TASK)
+    assert waiting.status == "error"
+    assert busy.status in ("timeout", "error")  # error only where the machine gave it less than half a core
+
+
+def test_math_in_every_kind_of_caller() -> None:
+    completions = [r"\boxed{84}", r"\boxed{85}", r"\boxed{12\cdot 7}", r"\boxed{\frac{168}{2}}"]
+    with VerifierPool("math", workers=2) as math:
+        want = [v.status for v in math.verify_group(completions, TASK)]
+        assert want == ["correct", "wrong", "wrong", "correct"]
+        found: list[list[str]] = []
+
+        def in_thread() -> None:
+            found.append([v.status for v in math.verify_group(completions, TASK)])
+
+        threads = [threading.Thread(target=in_thread) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        async def in_loop() -> list[str]:
+            futures = [math.submit_group(completions, TASK) for _ in range(3)]
+            groups = await asyncio.gather(*map(asyncio.wrap_future, futures))
+            return [[v.status for v in group] for group in groups]
+
+        found += asyncio.run(in_loop())
+        assert found == [want] * 9
+        assert math.answer_keys([r"\boxed{1/2}", r"\boxed{0.5}", "?"], TASK) == ["1/2", "1/2", None]
+
+
+def test_what_cannot_run_is_a_usage_error() -> None:
+    lock = threading.Lock()
+    with pytest.raises(UsageError, match="cannot be sent to another process"):
+        VerifierPool(lambda completion, task: lock.locked())
+    with pytest.raises(UsageError, match="at least 1 worker"):
+        VerifierPool("math", workers=0)
+    with pytest.raises(UsageError, match="positive number of seconds"):
+        VerifierPool("math", timeout_s=0)
+
+
+def test_close_leaves_nothing_behind() -> None:
+    pool = VerifierPool(misbehave, workers=2, timeout_s=5)
+    pids = pool.pids
+    assert len(pids) == 2 and all(map(alive, pids))
+    pool.close()
+    pool.close()
+    assert gone(pids)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit_group(["84"], TASK)
+
+
+def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import os, subprocess, sys, time
+        from reasoner.types import Task
+        from verifiers import VerifierPool
+
+        def spin(completion, task):
+            if os.fork() == 0:
+                while True: time.sleep(1)
+            while True: pass
+
+        pool = VerifierPool(spin, workers=2, timeout_s=300)
+        for _ in range(2): pool.submit_group(["x"], Task("t", "", "1"))
+        time.sleep(1.0)
+        seen, waiting = [], [os.getpid()]
+        while waiting:
+            out = subprocess.run(["pgrep", "-P", str(waiting.pop())], capture_output=True, text=True).stdout
+            waiting += map(int, out.split()); seen += map(int, out.split())
+        print(*seen, flush=True)
+        time.sleep(300)
+        """
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pids = [int(p) for p in parent.stdout.readline().split()]
+    workers = [p for p in pids if alive(p)]
+    assert len(workers) >= 4  # two workers and what each forked
+    parent.kill()
+    parent.wait()
+    assert gone(workers, within_s=10)
+
+
+def test_a_worker_that_dies_while_idle_is_replaced() -> None:
+    with VerifierPool(misbehave, timeout_s=5) as pool:
+        assert pool.verify_group(["84"], TASK)[0].is_correct
+        os.kill(pool.pids[0], signal.SIGKILL)
+        assert gone(pool.pids)
+        assert pool.verify_group(["84"], TASK)[0].is_correct
+
+
+def test_validate_finds_bad_tasks_and_careless_verifiers() -> None:
+    tasks = [Task("good", "", "84"), Task("bad", "", r"\frac{1}{"), Task("list", "", ("1", "2"))]
+    found = validate(tasks)
+    assert [(f.task_id, f.kind) for f in found.findings][0] == ("bad", "bad reference")
+    assert {f.task_id for f in found.findings} == {"bad"}
+
+    def careless(completion: str, task: Task) -> bool:
+        return True
+
+    careless_findings = validate([tasks[0]], careless).findings
+    assert {f.kind for f in careless_findings} == {"perturbed accepted"}
+
+
+def test_adapters_both_ways() -> None:
+    with VerifierPool("math") as pool:
+        reward = for_trl(pool)
+        chat = [{"role": "assistant", "content": r"\boxed{84}"}]
+        rewards = reward(prompts=["?", "?"], completions=[chat, r"\boxed{85}"], answer=["84", "84"])
+        assert rewards == [1.0, 0.0]
+        assert for_verl(pool)("math", r"\boxed{84}", "84") == 1.0
+        with pytest.raises(KeyError, match="answer"):
+            reward(completions=["x"])
+
+    def trl_function(completions, answer, **columns):
+        return [1.0 if a in c else None for c, a in zip(completions, answer, strict=True)]
+
+    verdicts = from_trl(trl_function).verify_group(["84!", "no"], TASK)
+    assert [v.status for v in verdicts] == ["correct", "masked"]
+    assert from_verl(lambda source, text, gold, extra: {"score": 0.5}).verify("x", TASK).reward == 0.5
+
+
+@pytest.mark.slow
+def test_in_a_ray_worker() -> None:
+    pytest.importorskip("ray")
+    script = textwrap.dedent(
+        """
+        import json, ray
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+
+        @ray.remote
+        class Grader:
+            def __init__(self):
+                from verifiers import VerifierPool
+                self.pool = VerifierPool("math")
+            def grade(self, texts):
+                from reasoner.types import Task
+                return [v.status for v in self.pool.verify_group(texts, Task("t", "", "84"))]
+
+        grader = Grader.remote()
+        print(json.dumps(ray.get(grader.grade.remote([r"\\\\boxed{84}", r"\\\\boxed{12*7}", r"\\\\boxed{85}"]))))
+        ray.kill(grader)
+        """
+    ).replace("\\\\", "\\")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == ["correct", "wrong", "wrong"]
+
+
+def test_verdicts_carry_seconds() -> None:
+    with VerifierPool("math") as pool:
+        verdict = pool.verify_group([r"\boxed{84}"], TASK)[0]
+    assert isinstance(verdict, Verdict) and 0 < verdict.seconds < 5
