@@ -66,10 +66,15 @@ format: install ## apply ruff's fixes and format
 bench-quick: install ## the ratios against vLLM and memory copies, in minutes
 	$(PY) -m benchmarks.quick $(ARGS)
 
+BENCHMARKS := bench-quick
+# A target exists only when its script does: make then says so, instead of pretending.
+ifneq ($(wildcard benchmarks/verifier.py),)
+BENCHMARKS += bench-verifier
 bench-verifier: install ## accuracy, speed and tail latency of the verifier
 	$(PY) -m benchmarks.verifier $(ARGS)
+endif
 
-bench: bench-quick bench-verifier ## every benchmark that ends within the hour
+bench: $(BENCHMARKS) ## every benchmark that ends within the hour
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info
