@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help install smollm2 train test test-unit lint format bench-quick bench bench-verifier clean
+.PHONY: help install smollm2 train test test-unit lint format bench-quick bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -70,6 +70,7 @@ BENCHMARKS := bench-quick
 # A target exists only when its script does: make then says so, instead of pretending.
 ifneq ($(wildcard benchmarks/verifier.py),)
 BENCHMARKS += bench-verifier
+.PHONY: bench-verifier
 bench-verifier: install ## accuracy, speed and tail latency of the verifier
 	$(PY) -m benchmarks.verifier $(ARGS)
 endif
