@@ -193,13 +193,7 @@ def start(
             actor = ray.remote(
                 num_cpus=1,
                 num_gpus=share * _on_gpu(config),
-                # waiting threads must not spin: samplers and verifiers share the cores
-                runtime_env={
-                    "env_vars": {
-                        "OMP_NUM_THREADS": str(config.learner.threads),
-                        "OMP_WAIT_POLICY": "PASSIVE",
-                    }
-                },
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.learner.threads)}},
             )(LearnerActor)
             processes.learner = actor.remote()
             pending.append(
