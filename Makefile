@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help install smollm2 train test test-unit lint format bench-quick bench clean
+.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -62,6 +62,9 @@ lint: install ## ruff (rules and format) and mypy
 format: install ## apply ruff's fixes and format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+chaos: install ## kill -9 of each part of a real run
+	$(PY) -m pytest --timeout 400 tests/chaos $(ARGS)
 
 bench-quick: install ## the ratios against vLLM and memory copies, in minutes
 	$(PY) -m benchmarks.quick $(ARGS)
