@@ -105,6 +105,9 @@ class Comparison:
         """± written out as a list of both; one item in brackets as itself; "3 h and 5 min" as a sum."""
         if any(isinstance(part, PlusMinus) for part in walk(node)):
             node = self.expand_signs(node)
+        if isinstance(node, Rel) and node.ops == ("in",) and isinstance(node.items[0], Sym):
+            if isinstance(node.items[1], Seq) and node.items[1].open == "{":
+                return node.items[1]
         if isinstance(node, Matrix) and all(len(r) == 1 and isinstance(r[0], Rel) for r in node.rows):
             return Seq("", "", tuple(row[0] for row in node.rows), "and")
         if isinstance(node, Seq) and node.open == "[" and len(node.items) == 1:
@@ -386,6 +389,8 @@ class Comparison:
             undone = left_to_do(gold_value, pred_value)
             if undone:
                 return Match(False, f"not evaluated: {', '.join(sorted(undone))}")
+        if (gold_percent and pred_unit) or (pred_percent and gold_unit):
+            return Match(False, "a percentage is no quantity with a unit")
         if gold_percent or pred_percent:
             return self.percent(gold_value, pred_value, gold_percent, pred_percent)
         if gold_unit is None or pred_unit is None:

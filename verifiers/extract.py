@@ -17,7 +17,10 @@ from verifiers.phrases import (
     CONCLUDES,
     CORRECTION,
     HEDGE,
+    JSON_ANSWER,
     NEGATION_BEFORE,
+    PART_AFTER,
+    PART_BEFORE,
     PHRASE,
     PHRASE_AFTER,
     ROUNDED,
@@ -43,11 +46,13 @@ _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
 _UNIT_BEHIND = re.compile(
     r"\$?\s*(?:\\,|~)?\s*(?:\\(?:text|mathrm)\s*\{\s*~?)?([a-zA-Z]{2,14})\b(?!\s*[\^/(])"
 )
+_SIGN_BEFORE = re.compile(r"(?:^|(?<=[$\s=({]))[-−](?:\\left)?[({]?\Z")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 _HASHES = re.compile(r"^[ \t]*#{4,}[ \t]*(.+)$", re.MULTILINE)
+_COMMENT_LINE = re.compile(r"^[ \t]*%.*$", re.MULTILINE)
 _SPECIAL = re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<\|end▁of▁sentence\|>", re.IGNORECASE)
 _MATH_SPAN = re.compile(
-    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s*\d[\d,.]*\s+[a-zA-Z])([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]",
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?:(?=\S)([^$\n]*?\S)|\s+([^$\n]+?))(?<!\\)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]",
     re.DOTALL,
 )
 _BOILERPLATE = re.compile(
@@ -89,6 +94,25 @@ def without_thinking(text: str) -> str | None:
         return text
     before = text[: opened.start()]
     return before if before.strip() else None
+
+
+_HIDDEN = (("<!--", "-->"), ("\\begin{comment}", "\\end{comment}"), ("~~", "~~"), ("<del>", "</del>"))
+
+
+def without_hidden(text: str) -> str:
+    """`text` without comments and without what is struck through."""
+    for opener, closer in _HIDDEN:
+        if opener not in text:
+            continue
+        kept, position = [], 0
+        while (start := text.find(opener, position)) >= 0:
+            end = text.find(closer, start + len(opener))
+            if end < 0:
+                break
+            kept.append(text[position:start])
+            position = end + len(closer)
+        text = "".join([*kept, text[position:]])
+    return _COMMENT_LINE.sub("", text) if "%" in text else text
 
 
 def find_boxes(text: str) -> list[Box]:
@@ -142,7 +166,7 @@ def extract(text: str) -> Extraction:
     visible = without_thinking(text)
     if visible is None:
         return Extraction(None, "the thinking never ends")
-    visible = _SPECIAL.sub("", visible).strip()
+    visible = without_hidden(_SPECIAL.sub("", visible)).strip()
     if not visible:
         return Extraction(None, "nothing is stated")
     boxes = find_boxes(visible)
@@ -176,8 +200,18 @@ def _from_boxes(text: str, boxes: list[Box]) -> Extraction:
         return Extraction(None, "an empty box")
     distinct = list(dict.fromkeys(contents))
     if len(distinct) == 1:
+        if _SIGN_BEFORE.search(text, max(0, group[0].start - 8), group[0].start):
+            distinct = [f"-({distinct[0]})" if not distinct[0].isdigit() else f"-{distinct[0]}"]
+        elif _is_part(text, group[0].start, group[-1].end):
+            return Extraction(None, "the box is part of a larger expression")
         return Extraction(distinct[0] + _unit_behind(text, group[-1].end), "box")
     return Extraction(", ".join(distinct), "several boxes in one statement", tuple(distinct))
+
+
+def _is_part(text: str, start: int, end: int) -> bool:
+    """Whether a box stands inside a larger expression, `2\\boxed{42}` or `\\sqrt{\\boxed{42}}`."""
+    before = re.sub(r"</?\w+>\s*$", "", text[max(0, start - 60) : start])
+    return bool(PART_BEFORE.search(before) or PART_AFTER.match(text, end))
 
 
 def _unit_behind(text: str, end: int) -> str:
@@ -220,6 +254,9 @@ def _phrase(text: str) -> tuple[int, str, str] | None:
     for match in _HASHES.finditer(tail):
         if found is None or match.start() > found[0]:
             found = (match.start(), match.group(1), "####")
+    for match in JSON_ANSWER.finditer(tail):
+        if found is None or match.start() > found[0]:
+            found = (match.start(), match.group(1), "JSON")
     for match in PHRASE.finditer(tail):
         if found is None or match.start() >= found[0]:
             content = tail[match.end() :]
@@ -281,15 +318,25 @@ def strip_markup(line: str) -> str:
     return re.sub(r"^(?:[-*•>]\s+|#{1,6}\s+)+", "", line).strip()
 
 
-def sentence(line: str) -> str:
-    """The first sentence of a line: up to a full stop that ends it."""
-    match = re.compile(r"(?<![\d.][.])(?<=[^\s.])(?:\.(?=\s+[A-Z\\$])|\.\s*$|。|\.(?=\s*$))").search(line)
-    return line[: match.start()] if match else line
+_SENTENCE_END = re.compile(r"(?<=[^\s.])(?<!\b[A-Z])[.!](?=\s+[A-Z\\$])|(?<=[^\s.])\.\s*$|。(?=.)|。\s*$")
+
+
+def sentence(line: str, last: bool = False) -> str:
+    """The first (or the last) sentence of a line, without its full stop."""
+    ends = list(_SENTENCE_END.finditer(line))
+    if not ends:
+        return line
+    if not last:
+        return line[: ends[0].start()]
+    inner = [m for m in ends if line[m.end() :].strip()]
+    start = inner[-1].end() if inner else 0
+    stop = ends[-1].start() if ends[-1] not in inner else len(line)
+    return line[start:stop]
 
 
 def conclude(line: str, strict: bool) -> str | None:
     """The answer that a line states, or None when it hedges, negates, or (`strict`) does not conclude."""
-    line = ROUNDED.sub("", sentence(strip_markup(line))).strip().rstrip(" .,;")
+    line = ROUNDED.sub("", sentence(strip_markup(line), last=strict)).strip().rstrip(" .,;")
     line = re.sub(r"^[:=\s]+", "", line)
     line = re.sub(r"(?<=[\d$)}])\s*(?:です|である|だ|となる|입니다|이다|이에요)$", "", line)
     if not line:
@@ -299,7 +346,10 @@ def conclude(line: str, strict: bool) -> str | None:
     spans = [next(g for g in m.groups() if g is not None).strip() for m in _MATH_SPAN.finditer(line)]
     if spans:
         return _from_spans(line, spans, strict)
+    line = re.sub(r"^[\"“'](.*)[\"”']$", r"\1", line)
     cut = line if strict else CLAUSE_ENDS.split(line, maxsplit=1)[0].strip(" ,")
+    if re.match(r"\s*[,;]?\s*but\b.*\d", line[len(cut) :]):
+        return None
     if re.match(r"(?:not|never|neither|nicht|no es|pas|不是)\b", cut, re.IGNORECASE):
         return None
     return cut or None
@@ -356,6 +406,7 @@ def _from_end(text: str) -> Extraction:
 
 
 _BARE_TEXT = re.compile(r"[^\W\d_][\w' -]{0,40}[.!]?")
+_CHOSEN = re.compile(r"(?<!\w)\(([A-J])\)|\b(?:option|choice|select|choose|pick)\s+([A-J])\b", re.IGNORECASE)
 _LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?(?![\w\\^{])")
 
 
@@ -372,11 +423,15 @@ def _from_line(line: str, how: str) -> Extraction:
     return _from_prose(concluded, how)
 
 
-_SENTENCE_WORDS = re.compile(r"\b(?:is|are|was|the|so|we|have|get|equals?|not|then|thus)\b", re.IGNORECASE)
+_SENTENCE_WORDS = re.compile(
+    r"\b(?:is|are|was|the|so|we|have|get|equals?|not|then|thus|I|choose|select|pick|therefore)\b",
+    re.IGNORECASE,
+)
 
 
 def _looks_like_answer(line: str) -> bool:
     """Whether a line can be an answer as it stands: no sentence, no words before a number."""
+    line = re.sub(r"^\(?[A-J][.):]\s+", "", line)
     plain = re.sub(r"\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}", "", line)
     plain = re.sub(r"\\[a-zA-Z]+", "\\\\", plain)
     found = list(re.finditer(r"[^\W\d_]{2,}", plain))
@@ -408,6 +463,9 @@ def _from_prose(line: str, how: str) -> Extraction:
         ):
             if verb is not None or not line[: numbers[0].start()].strip():
                 return Extraction(f"{numbers[0].group()} {behind}".strip(), how)
+    letters = set(_CHOSEN.findall(line))
+    if len(letters) == 1:
+        return Extraction("".join(letters.pop()), how)
     if _BARE_TEXT.fullmatch(line):
         return Extraction(line, how)
     return Extraction(None, f"{how}: no answer that stands out")

@@ -136,6 +136,8 @@ def scaled(node: Node, factor: Fraction) -> Node:
     """factor · node, folded into a number literal where there is one."""
     if factor == 1:
         return node
+    if isinstance(node, Num) and node.places is not None and factor == Fraction(1, 100):
+        return Num(node.value * factor, node.places + 2, node.sig)
     if isinstance(node, Num):
         return Num(node.value * factor)
     return Mul((Num(factor), node))

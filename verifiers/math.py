@@ -53,6 +53,8 @@ def read(text: str) -> Reading:
             problem = problem or str(error)
         except RecursionError:
             problem = "nested too deeply"
+    if re.fullmatch(r"\s*\$?-?0,\d+\$?\s*", cleaned):
+        trees.append(parse_clean(cleaned.replace(",", ".")))  # a decimal comma
     if not trees:
         return Reading(text, None, None, problem)
     return Reading(text, trees[0], trees[1] if len(trees) > 1 else None)

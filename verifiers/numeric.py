@@ -200,6 +200,7 @@ class Evaluator:
             if name in ("fact", "binom"):
                 if max(mp.fabs(arg) for arg in args) > MAX_EXPONENT:
                     raise TooExpensive("a factorial too big to evaluate")
+                self.budget.spend(self.digits**2 // 40)  # the gamma function is slow in high precision
                 return mp.factorial(args[0]) if name == "fact" else mp.binomial(*args)
             if name in ("floor", "ceil", "sgn", "max", "min", "gcd", "lcm"):
                 return self.real_call(name, args)

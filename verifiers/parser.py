@@ -28,7 +28,7 @@ from verifiers.nodes import (
     Text,
     depth,
 )
-from verifiers.tables import AND_WORDS, ENVIRONMENTS, GREEK, OR_WORDS, RELATIONS
+from verifiers.tables import AND_WORDS, ENVIRONMENTS, FUNCTIONS, GREEK, MEANING, OR_WORDS, RELATIONS
 from verifiers.terms import Terms
 from verifiers.text import Unreadable, clean, words
 
@@ -161,7 +161,7 @@ class Parser(Terms):
 
     def ratio(self) -> Node:
         parts = [self.arith()]
-        while self.peek().text in (":", "colon") and not self.in_builder:
+        while self.peek().text.strip() in (":", "colon", "to") and not self.in_builder:
             self.next()
             parts.append(self.arith())
         return Ratio(tuple(parts)) if len(parts) > 1 else parts[0]
@@ -282,7 +282,7 @@ def parse(text: str, commas: bool = True) -> Node:
 
 def parse_clean(text: str, commas: bool = True) -> Node:
     """`parse` of text that is already in the lexer's characters."""
-    text = _trimmed(strip_math(text))
+    text = _unannounced(_trimmed(strip_math(text)))
     if not text:
         raise Unreadable("empty")
     clock = _CLOCK.fullmatch(re.sub(r"\\(?:text|mathrm)\s*\{\s*([^{}]*)\}", r" \1", text).strip())
@@ -299,6 +299,28 @@ def parse_clean(text: str, commas: bool = True) -> Node:
     if depth(tree) > MAX_TREE_DEPTH:
         raise Unreadable("nested too deeply")
     return tree
+
+
+_ARROW = re.compile(
+    r"^(?:\\(?:therefore|implies|Rightarrow|Longrightarrow|rightarrow|to)(?![a-zA-Z])|=>|->)\s*"
+)
+_NAMED = re.compile(r"^([A-Za-z]+(?: [A-Za-z]+){0,6})\s*[=:]\s*(?=\S)(?!=)")
+_IN_WORDS = re.compile(r"^\\text\s*\{([^{}]{1,60}?)(?:\bis|\bare|\bequals|:)\s*:?\s*\}\s*(?=\S)")
+
+
+def _unannounced(text: str) -> str:
+    """`text` without an arrow, or words that only name the value, before it ("Total = 13")."""
+    text = _ARROW.sub("", text)
+    for announcement in (_NAMED, _IN_WORDS):
+        match = announcement.match(text)
+        if match is None:
+            continue
+        named = match.group(1).casefold().split()
+        if any(len(word) > 2 for word in named) and not any(
+            word in MEANING or word in FUNCTIONS or word in GREEK or word in OR_WORDS for word in named
+        ):
+            return text[match.end() :].strip()
+    return text
 
 
 def _trimmed(text: str) -> str:

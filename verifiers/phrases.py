@@ -23,7 +23,7 @@ _OTHERS = (
 )
 _MARK = r"\s*(?:\*\*|__)?\s*(?:[:：=]|→|->)?\s*(?:\*\*|__)?\s*"
 PHRASE = re.compile(
-    rf"(?:(?<![\w-])(?:the |my |our |your )?{_ANNOUNCES}|{_OTHERS})(?![\w-])?{_MARK}"
+    rf"(?:(?<![\w-])(?<!gold )(?<!reference )(?<!expected )(?<!say the )(?<!truth )(?:the |my |our |your )?{_ANNOUNCES}|{_OTHERS})(?![\w-])?{_MARK}"
     r"(?<=[:：=>\s*_是为為选選は은:])(?=\S)",
     re.IGNORECASE,
 )
@@ -35,7 +35,7 @@ PHRASE_AFTER = re.compile(
 _NOT = (
     r"(?:not|n't|n’t|never|neither|nor|cannot|rather than|instead of|except|unlike|other than|"
     r"more than|less than|fewer than|greater than|larger than|smaller than|at least|at most|up to|over|under|"
-    r"between|wrong|incorrect|nicht|kein|keine|ne|pas|no es|non è|não é|не|не равен|不是|不等于|ではない|아니)"
+    r"between|wrong|incorrect|doubt|deny|anything but|no longer|nicht|kein|keine|ne|pas|no es|non è|não é|не|не равен|不是|不等于|ではない|아니)"
 )
 NEGATION_BEFORE = re.compile(
     rf"(?:\b|(?=n['’]t)){_NOT}\b[^.,;:\n]{{0,20}}$|(?:≠|\\neq?|不是|不等于)\s*\$?\s*$", re.IGNORECASE
@@ -63,7 +63,7 @@ CORRECTION = re.compile(
 )
 #: Behind these a sentence states its result.
 CONCLUDES = re.compile(
-    r"(?<![\w'])(?:is|are|was|be|equals?|equal to|gives?|get|gets|got|have|has|obtain|obtains|yields?|becomes?|"
+    r"(?<=\w)['’]s\s+|(?<![\w'])(?:is|are|was|be|equals?|equal to|gives?|get|gets|got|have|has|obtain|obtains|yields?|becomes?|"
     r"total(?:s|ing)?|costs?|comes to|amounts to|makes|leaves|find|conclude|therefore|thus|hence|so|result|"
     r"es|est|ist|è|é|sind|son|sont|равно|является|是|为|為|等于|は|needs?|takes?|earns?|paid|pays?|spends?|"
     r"there are|there were)(?!\w)[\s:=]*|(?<=[是为於于有得共])|(?<=[a-z])=\s*",
@@ -80,4 +80,14 @@ CLAUSE_ENDS = re.compile(
 ROUNDED = re.compile(
     r"[\s,(]+(?:or\s+)?(?:about|approximately|approx\.?|roughly|circa|≈)\s+\$?\$?-?[\d.,]+\$?\)?\.?\s*$",
     re.IGNORECASE,
+)
+JSON_ANSWER = re.compile(r"[\"'](?:final[_ ])?answer[\"']\s*:\s*[\"']?([^\"'}\n]+)[\"']?", re.IGNORECASE)
+#: A box inside a larger expression is not the answer: an operator, a relation or a function around it.
+PART_BEFORE = re.compile(
+    r"(?:(?<![\d\s]\s)(?:[<>≤≥≠+/]|\\(?:neq?|ge|geq|le|leq|lt|gt|cdot|times|pm|mp|not|neg|lnot)\s*)|(?<=[\d)])|\^\{?|"
+    r"\\(?:sqrt|cancel|xcancel|bcancel|sout|h?phantom|vphantom|overline|bar|log|ln|sin|cos|tan|lfloor|lceil|[dt]?frac|"
+    r"(?:[dt]?frac|binom)\s*\{[^{}]*\})\s*(?:\[[^\]]*\])?\s*\{?)\s*\Z"
+)
+PART_AFTER = re.compile(
+    r"(?:\^(?!\s*\{?\\circ)|[a-zA-Z](?![a-zA-Z])|!\s*\$|\d|\s*(?:\\cdot|\\times|\+|/)\s*[\w\\]|_)"
 )

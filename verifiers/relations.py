@@ -84,8 +84,9 @@ def _close(exact: Node, rounded: Node, budget: Budget) -> bool:
     except (Undefined, TooExpensive):
         return False
     literal = decimal_literal(rounded)
-    places = literal[1] if literal is not None else 0
-    return bool(abs(left - right) <= evaluator.mp.mpf(10) ** (-places))
+    if literal is None:
+        return bool(abs(left - right) <= evaluator.mp.mpf("0.5"))
+    return bool(abs(left - right) <= evaluator.mp.mpf(10) ** (-literal[1]))
 
 
 def constraints(rel: Rel) -> list[tuple[str, Node]]:

@@ -83,7 +83,7 @@ MEANING = frozenset(
     "factorial negative minus less more greater fewer than least most above below under exceeds between mod "
     "modulo base if unless but is are was were be isn't can't cannot half twice double triple quarter third "
     "thirds halves quarters hundredths tenths inverse reciprocal root power raised nearly almost around about "
-    "approximately roughly instead rather to through until up down digits choose of unknown undefined "
+    "approximately roughly instead rather to through until up down digits choose unknown undefined "
     "because since therefore thus so which that where when while then hence".split()
 )
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,

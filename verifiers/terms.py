@@ -144,7 +144,7 @@ class Terms(Symbols):
                 return True
             raise Unreadable("two numbers side by side")
         if token.kind == "name":
-            return self.word_separator(token) is False
+            return self.word_separator(token) is False and token.text != "to"
         if token.kind == "begin":
             return True
         if token.kind == "op":
@@ -222,6 +222,8 @@ class Terms(Symbols):
             return None
         if token.kind == "name" and not self.unit_name(token, node):
             return None
+        if token.kind in ("text", "name") and token.text.strip() == "to":
+            return None  # a ratio, "2 to 1"
         if token.kind == "text" and self.word_separator(Token("name", token.text.strip(" ,"))):
             return None
         scaled = self.multiplier(node)
@@ -456,7 +458,11 @@ class Terms(Symbols):
         if base is not None and name not in ("max", "min"):
             raise Unreadable(f"an index on {name}")
         several = ("gcd", "lcm", "max", "min", "binom", "mod")
-        if len(args) != 1 and name not in several:
+        if (
+            not args
+            or (len(args) != 1 and name not in several)
+            or (len(args) != 2 and name in ("binom", "mod"))
+        ):
             raise Unreadable(f"{name} of {len(args)} numbers")
         return Call(name, args)
 

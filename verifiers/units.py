@@ -24,7 +24,7 @@ def _table() -> dict[str, tuple[Fraction, _Dims]]:
     dm 1/10 L: dm decimeter decimetre
     um 1/1000000 L: um micrometer micron
     nm 1/1000000000 L: nm nanometer
-    in 127/5000 L: inch inche in.
+    in 127/5000 L: in inch inche in.
     ft 381/1250 L: ft foot feet ft.
     yd 1143/1250 L: yd yard yd.
     mi 201168/125 L: mi mile mi.
@@ -136,6 +136,10 @@ def read_unit(phrase: str) -> Unit | None:
         return None
     compact = phrase.replace("^", "").replace("{", "").replace("}", "")
     lowered = compact.casefold().split()
+    if lowered[0] == "of" or (
+        len(phrase) == 1 and phrase.isascii() and phrase not in SINGLE and phrase not in "°$€£¥¢"
+    ):
+        return None
     if any(word.strip(".,") in MEANING and word not in _POWER_WORDS for word in lowered):
         return None
     pieces = _PIECE.findall(phrase)
