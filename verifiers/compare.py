@@ -323,6 +323,10 @@ class Comparison:
         wanted, said = _assignments(gold), _assignments(pred)
         if wanted is None and said is None:
             return None
+        if (wanted is None or said is None) and any(
+            isinstance(item, Rel) for item in (pred if said is None else gold).items
+        ):
+            return None
         if wanted is not None and said is not None:
             names, others = [n for n, _ in wanted], [n for n, _ in said]
             if len(set(names)) == len(names) > 1:
@@ -483,8 +487,11 @@ def _assignments(seq: Seq) -> list[tuple[str, Node]] | None:
 
 
 def _names_agree(a: Node | None, b: Node | None) -> bool:
-    if not isinstance(a, (Sym, Call)) or not isinstance(b, (Sym, Call)):
+    """Whether two left sides may name the same thing; words and a missing name fit any, y fits f(x)."""
+    if a is None or b is None or isinstance(a, Text) or isinstance(b, Text):
         return True
+    if {type(a), type(b)} == {Sym, Call}:
+        return Sym("y") in (a, b)
     return a == b
 
 

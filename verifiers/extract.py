@@ -26,8 +26,8 @@ from verifiers.phrases import (
     ROUNDED,
     SAME_STATEMENT,
 )
-from verifiers.tables import FUNCTIONS, GREEK
-from verifiers.units import KNOWN, singular
+from verifiers.tables import FUNCTIONS, GREEK, MEANING
+from verifiers.units import KNOWN, read_unit, singular
 
 _MATH_NAMES = FUNCTIONS.keys() | GREEK | {"pi", "inf", "infinity", "oo"}
 MAX_TAIL = 20_000  # characters from the end in which phrases and final lines are looked for
@@ -355,6 +355,14 @@ def conclude(line: str, strict: bool) -> str | None:
     return cut or None
 
 
+_WORDS_BEHIND = re.compile(r"\s*([^\W\d_]+(?:\s[^\W\d_]+){0,2}(?:/[^\W\d_]+)?)[\s.,;:!]*\Z")
+
+
+def _harmless(phrase: str) -> bool:
+    """Words behind a formula that are neither a unit nor change its meaning."""
+    return read_unit(phrase) is None and not MEANING & set(phrase.casefold().split())
+
+
 def _from_spans(line: str, spans: list[str], strict: bool) -> str | None:
     """The answer of a line that has mathematics between dollar signs."""
     rest = _MATH_SPAN.sub("\0", line)
@@ -372,12 +380,8 @@ def _from_spans(line: str, spans: list[str], strict: bool) -> str | None:
         return None
     if not strict and first <= 1 and len(spans) > 1:
         return spans[0]
-    behind = rest[last + 1 :].strip(" .,;:!")
-    unit = (
-        f" \\text{{{behind}}}"
-        if behind and re.fullmatch(r"[^\W\d_]+(?:\s[^\W\d_]+){0,2}(?:/[^\W\d_]+)?", behind)
-        else ""
-    )
+    behind = _WORDS_BEHIND.match(rest, last + 1)
+    unit = f" \\text{{{behind.group(1)}}}" if behind and not _harmless(behind.group(1)) else ""
     if len(spans) == 1:
         return spans[0] + unit
     if CONCLUDES.search(rest[:last]):

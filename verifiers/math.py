@@ -44,7 +44,8 @@ def read(text: str) -> Reading:
         return Reading(text, None, None, str(error))
     trees: list[Node] = []
     problem = ""
-    for commas in (True, False) if re.search(r"\d,\d{3}(?!\d)", cleaned) else (True,):
+    ambiguous = re.search(r"\d,\d{3}(?!\d)", cleaned) and not re.search(r",0\d", cleaned)
+    for commas in (True, False) if ambiguous else (True,):
         try:
             tree = parse_clean(cleaned, commas)
             if tree not in trees:

@@ -41,6 +41,9 @@ _CHOICE = re.compile(
     r"(?:\((?P<a>[A-Za-z])\)|(?P<b>[A-Z])(?:[.):]|\s*$))[.:]?\s*(?P<rest>.*)$",
     re.DOTALL | re.IGNORECASE,
 )
+_MORE_CHOICES = re.compile(
+    r"^(?:or|and|not|is|but|if)\b|^[,/&]|\([A-J]\)|^[A-J][.:)]|\b(?:or|and)\s+\(?[A-J]\b"
+)
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|textit|bf|rm)\s*(?=\{)")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([ap])?\.?\s?(m)?\.?", re.IGNORECASE)
 _SHORT_WORDS = frozenset(
@@ -71,6 +74,8 @@ class Parser(Terms):
                 break
             joined = separator if separator != "," or not joined else joined
             if self.peek().kind == "end" or (closers and self.peek().text in closers):
+                if joined != ",":
+                    raise Unreadable(f"nothing after {joined!r}")
                 if opened == "(":
                     raise Unreadable("a trailing comma in brackets")
                 break
@@ -235,6 +240,8 @@ class Parser(Terms):
                 raise Unreadable(f"environment {name!r} is not closed")
             if token.kind == "end_env" or (token.kind == "cmd" and token.text == "\\"):
                 self.next()
+                if token.kind == "end_env" and token.text != name:
+                    raise Unreadable(f"environment {name!r} ends as {token.text!r}")
                 if cells:
                     rows.append(tuple(cells))
                     cells = []
@@ -316,11 +323,16 @@ def _unannounced(text: str) -> str:
         if match is None:
             continue
         named = match.group(1).casefold().split()
-        if any(len(word) > 2 for word in named) and not any(
+        if any(_is_word(word) for word in named) and not any(
             word in MEANING or word in FUNCTIONS or word in GREEK or word in OR_WORDS for word in named
         ):
             return text[match.end() :].strip()
     return text
+
+
+def _is_word(word: str) -> bool:
+    """Whether letters are a word rather than a product of variables."""
+    return word in ("sum", "ans", "age", "gcd", "lcm") or (len(word) > 3 and bool(set(word) & set("aeiou")))
 
 
 def _trimmed(text: str) -> str:
@@ -361,6 +373,8 @@ def _choice(text: str) -> Choice | None:
         return None
     if match["b"] and plain.strip()[1] not in ".):":
         return None
+    if _MORE_CHOICES.search(rest):
+        raise Unreadable("several letters")
     try:
         return Choice(letter, parse_clean(rest))
     except Unreadable:

@@ -295,6 +295,8 @@ class Symbols:
             if token.kind == "name" and len(token.text) > 1:
                 self.take_letter()
                 return token.text[0]
+            if token.kind not in ("num", "name", "cmd", "text"):
+                raise Unreadable("an index that is none")
             return self.next().text
         self.next()
         parts, depth = [], 1

@@ -97,11 +97,8 @@ class Terms(Symbols):
 
     def term(self) -> Node:
         negative = False
-        while self.peek().kind == "op" and self.peek().text in ("+", "-"):
-            if self.next().text == "-":
-                if negative:
-                    raise Unreadable("two minus signs")
-                negative = True
+        if self.peek().kind == "op" and self.peek().text in ("+", "-"):
+            negative = self.next().text == "-"
         if self.accept("pm"):
             return PlusMinus(None, self.product(), 1)
         if self.accept("mp"):

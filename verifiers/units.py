@@ -164,6 +164,7 @@ def _combine(pieces: list[str], phrase: str) -> Unit | None:
                 return None
             extra = int(word.strip("^{}")) - 1
             factor, dims = _times(factor, dims, *last, extra)
+            last = None
             continue
         name = singular(word)
         if name in _POWER_WORDS:
@@ -177,6 +178,10 @@ def _combine(pieces: list[str], phrase: str) -> Unit | None:
             continue
         known = _known(word, name)
         if known is None:
+            if name == "of":
+                continue
+            if len(name) < 3 and name.isascii():
+                return None
             nouns.append(name)
             last = (Fraction(1), {f"noun:{name}": Fraction(sign)})
             continue
