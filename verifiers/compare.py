@@ -17,14 +17,12 @@ from verifiers.nodes import (
     Add,
     Based,
     Builder,
-    Call,
     Choice,
     Clock,
     Const,
     Div,
     Matrix,
     Mul,
-    Neg,
     Node,
     Num,
     Percent,
@@ -37,25 +35,31 @@ from verifiers.nodes import (
     Sym,
     Text,
     Unit,
-    rewrite,
     symbols,
     walk,
 )
 from verifiers.relations import Assigned, assigned, same_relations
 from verifiers.scalar import Match, same_scalar
+from verifiers.shapes import (
+    EMPTY_SET_WORDS,
+    STRUCTURES,
+    as_matrix,
+    assignments,
+    inequalities,
+    integers,
+    is_angle,
+    kind_of,
+    names_agree,
+    plain_text,
+    same_integer,
+    set_like,
+    split_quantity,
+    with_signs,
+)
 from verifiers.text import number_word
 
 MAX_ITEMS = 200
 MAX_SIGNS = 4
-_STRUCTURES = (Seq, SetOp, Rel, Matrix, Text, Choice, Ratio, Clock, Builder, Based)
-SYNONYMS = {
-    "no solutions": "no solution", "no real solution": "no solution", "no real solutions": "no solution",
-    "there is no solution": "no solution", "there are no solutions": "no solution", "dne": "does not exist",
-    "doesn't exist": "does not exist", "the limit does not exist": "does not exist",
-    "limit does not exist": "does not exist", "infinitely many solutions": "infinitely many",
-    "infinite solutions": "infinitely many", "infinite": "infinity",
-}  # fmt: skip
-EMPTY_SET_WORDS = frozenset({"no solution", "none", "empty set", "the empty set"})
 
 
 class Comparison:
@@ -79,7 +83,7 @@ class Comparison:
             return self.choice(gold, pred)
         if isinstance(gold, Text) or isinstance(pred, Text):
             return self.text(gold, pred)
-        pred = _same_integer(gold, pred)
+        pred = same_integer(gold, pred)
         gold, pred = self.settle(gold), self.settle(pred)
         if isinstance(gold, Rel) or isinstance(pred, Rel):
             return self.relation(gold, pred)
@@ -87,7 +91,7 @@ class Comparison:
             return self.sequence(gold, pred)
         if isinstance(gold, Matrix) or isinstance(pred, Matrix):
             return self.matrix(gold, pred)
-        if _set_like(gold) or _set_like(pred):
+        if set_like(gold) or set_like(pred):
             return self.sets(gold, pred)
         if isinstance(gold, Ratio):
             return self.ratio(gold, pred)
@@ -95,8 +99,8 @@ class Comparison:
             return self.clock(gold, pred)
         if isinstance(gold, Based) and isinstance(pred, Based):
             return Match(gold == pred, "digits in a base")
-        if isinstance(gold, _STRUCTURES) or isinstance(pred, _STRUCTURES):
-            return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+        if isinstance(gold, STRUCTURES) or isinstance(pred, STRUCTURES):
+            return Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
         return self.quantity(gold, pred)
 
     # -- preparation -----------------------------------------------------------------------------------
@@ -125,7 +129,7 @@ class Comparison:
     def without_conditions(self, node: Seq) -> Node:
         """`x = π/4 + kπ, k ∈ Z` without the condition on k."""
         kept = [
-            i for i in node.items if not (isinstance(i, Rel) and i.ops == ("in",) and _integers(i.items[1]))
+            i for i in node.items if not (isinstance(i, Rel) and i.ops == ("in",) and integers(i.items[1]))
         ]
         if kept and len(kept) < len(node.items):
             return kept[0] if len(kept) == 1 else replace(node, items=tuple(kept))
@@ -148,7 +152,7 @@ class Comparison:
             choices = [[1] * signs, [-1] * signs]
         else:
             choices = [[1 if mask >> k & 1 else -1 for k in range(signs)] for mask in range(2**signs)]
-        return Seq("", "", tuple(_with_signs(node, list(choice)) for choice in choices), "or")
+        return Seq("", "", tuple(with_signs(node, list(choice)) for choice in choices), "or")
 
     # -- kinds -----------------------------------------------------------------------------------------
 
@@ -177,27 +181,27 @@ class Comparison:
     def text(self, gold: Node, pred: Node) -> Match:
         empties = (gold, pred) if isinstance(gold, Text) else (pred, gold)
         if isinstance(empties[0], Text) and isinstance(empties[1], Seq) and not empties[1].items:
-            return Match(_text(empties[0]) in EMPTY_SET_WORDS, "the empty set")
+            return Match(plain_text(empties[0]) in EMPTY_SET_WORDS, "the empty set")
         if isinstance(pred, Rel) and pred.ops == ("=",) and isinstance(pred.items[1], Text):
             return self.text(gold, pred.items[1])
         for side, other in ((gold, pred), (pred, gold)):
             if isinstance(side, Text) and isinstance(other, Num):
                 return Match(number_word(side.words) == other.value, "a number in words")
         if isinstance(gold, Text) and isinstance(pred, Text):
-            return Match(_text(gold) == _text(pred), "words")
+            return Match(plain_text(gold) == plain_text(pred), "words")
         if isinstance(gold, Text) and isinstance(pred, (Sym, Const)):
             return Match(gold.words == pred.name.casefold(), "words")
         if isinstance(pred, Text) and isinstance(gold, (Sym, Const)):
             return Match(gold.name == pred.words and len(pred.words) == 1, "words")
         if isinstance(gold, Rel) and isinstance(gold.items[-1], Text) and gold.ops == ("=",):
             return self.text(gold.items[-1], pred)
-        return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+        return Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
 
     def relation(self, gold: Node, pred: Node) -> Match:
         said = assigned(pred, self.budget, self.agree) if isinstance(pred, Rel) else None
         wanted = assigned(gold, self.budget, self.agree) if isinstance(gold, Rel) else None
         if isinstance(gold, Rel) and isinstance(pred, Rel):
-            if said and wanted and _names_agree(wanted.name, said.name):
+            if said and wanted and names_agree(wanted.name, said.name):
                 match = self.values(wanted, said)
                 if match or not (symbols(wanted.value) or symbols(said.value)):
                     return match
@@ -208,7 +212,7 @@ class Comparison:
         if isinstance(gold, Rel) and wanted is not None and not isinstance(pred, Rel):
             return self.values(wanted, Assigned(None, pred))
         match = self.try_sets(gold, pred)
-        return match if match is not None else Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+        return match if match is not None else Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
 
     def values(self, gold: Assigned, pred: Assigned) -> Match:
         match = self.same(gold.value, pred.value)
@@ -220,7 +224,7 @@ class Comparison:
 
     def agree(self, left: Node, right: Node) -> bool:
         """Whether two links of a chain are equal (evaluated or not)."""
-        if isinstance(left, _STRUCTURES) or isinstance(right, _STRUCTURES):
+        if isinstance(left, STRUCTURES) or isinstance(right, STRUCTURES):
             return bool(self.same(left, right))
         if isinstance(left, (Quantity, Percent)) or isinstance(right, (Quantity, Percent)):
             return bool(self.quantity(left, right, evaluated=False))
@@ -259,10 +263,10 @@ class Comparison:
     def sequence(self, gold: Node, pred: Node) -> Match:
         if isinstance(gold, Matrix) or isinstance(pred, Matrix):
             return self.matrix(gold, pred)
-        if _set_like(gold) or _set_like(pred) or _inequalities(gold) or _inequalities(pred):
+        if set_like(gold) or set_like(pred) or inequalities(gold) or inequalities(pred):
             match = self.try_sets(gold, pred)
             if match is not None or not isinstance(gold, Seq) or not isinstance(pred, Seq):
-                return match or Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+                return match or Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
         if not isinstance(gold, Seq):
             return Match(False, "several answers where one was asked")
         if not isinstance(pred, Seq):
@@ -285,7 +289,7 @@ class Comparison:
             return self.ordered(gold.items, pred.items)
         if set(kinds) == {"[]", ""} and len(gold.items) != 2:
             return self.ordered(gold.items, pred.items)
-        return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+        return Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
 
     def ordered(self, gold: tuple[Node, ...], pred: tuple[Node, ...]) -> Match:
         if len(gold) != len(pred):
@@ -320,7 +324,7 @@ class Comparison:
 
     def named(self, gold: Seq, pred: Seq) -> Match | None:
         """Lists of `name = value`: matched by name, or in order against plain values."""
-        wanted, said = _assignments(gold), _assignments(pred)
+        wanted, said = assignments(gold), assignments(pred)
         if wanted is None and said is None:
             return None
         if (wanted is None or said is None) and any(
@@ -347,12 +351,12 @@ class Comparison:
         if not one_variable and other.open in ("", "(", "<"):
             first, second = (values, other.items) if wanted is not None else (other.items, values)
             return self.ordered(first, second)
-        return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+        return Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
 
     def matrix(self, gold: Node, pred: Node) -> Match:
-        gold, pred = _as_matrix(gold), _as_matrix(pred)
+        gold, pred = as_matrix(gold), as_matrix(pred)
         if not isinstance(gold, Matrix) or not isinstance(pred, Matrix) or gold.kind != pred.kind:
-            return Match(False, f"{_kind(pred)} is not {_kind(gold)}")
+            return Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
         if [len(row) for row in gold.rows] != [len(row) for row in pred.rows]:
             return Match(False, "another shape")
         cells = [cell for row in gold.rows for cell in row]
@@ -371,7 +375,7 @@ class Comparison:
             return Match(agree, "ratio, part by part")
         if len(gold.items) == 2 and isinstance(pred, Div):
             return self.quantity(Div(*gold.items), pred)
-        return Match(False, f"{_kind(pred)} is not a ratio")
+        return Match(False, f"{kind_of(pred)} is not a ratio")
 
     def clock(self, gold: Clock, pred: Clock) -> Match:
         a, b = gold.text, pred.text
@@ -383,9 +387,9 @@ class Comparison:
 
     def quantity(self, gold: Node, pred: Node, evaluated: bool = True) -> Match:
         """Scalars, with percent and units: a missing unit is forgiven, a different one is not."""
-        gold_value, gold_unit, gold_percent = _split(gold)
-        pred_value, pred_unit, pred_percent = _split(pred)
-        if (gold_unit is None) != (pred_unit is None) and _angle(gold_unit or pred_unit):
+        gold_value, gold_unit, gold_percent = split_quantity(gold)
+        pred_value, pred_unit, pred_percent = split_quantity(pred)
+        if (gold_unit is None) != (pred_unit is None) and is_angle(gold_unit or pred_unit):
             bare = gold_value if gold_unit is None else pred_value
             if Const("pi") in walk(bare):
                 return self.radians(gold_value, gold_unit, pred_value, pred_unit)
@@ -399,7 +403,7 @@ class Comparison:
             return self.percent(gold_value, pred_value, gold_percent, pred_percent)
         if gold_unit is None or pred_unit is None:
             return same_scalar(gold_value, pred_value, self.budget)
-        if _angle(gold_unit) and _angle(pred_unit) and gold_unit.dims != pred_unit.dims:
+        if is_angle(gold_unit) and is_angle(pred_unit) and gold_unit.dims != pred_unit.dims:
             return self.radians(gold_value, gold_unit, pred_value, pred_unit)
         if gold_unit.dims != pred_unit.dims:
             return Match(False, f"{pred_unit.name} is not {gold_unit.name}")
@@ -426,124 +430,3 @@ class Comparison:
             in_degrees = unit is not None and unit.dims[0][0] == "angle"
             sides.append(Div(Mul((value, Const("pi"))), Num(Fraction(180))) if in_degrees else value)
         return same_scalar(sides[0], sides[1], self.budget)
-
-
-# -- small questions about nodes -----------------------------------------------------------------------
-
-
-def _angle(unit: Unit | None) -> bool:
-    return unit is not None and len(unit.dims) == 1 and unit.dims[0][0] in ("angle", "radian")
-
-
-def _split(node: Node) -> tuple[Node, Unit | None, bool]:
-    """(value, unit, is a percentage); "units" counts as no unit, and a sum of lengths is in base units."""
-    match node:
-        case Percent(item):
-            return item, None, True
-        case Quantity(item, unit):
-            return item, None if unit.generic or not unit.dims else unit, False
-        case Neg(Percent(item)):
-            return Neg(item), None, True
-        case Neg(Quantity(item, unit)):
-            return Neg(item), None if unit.generic else unit, False
-        case Add(items) if all(isinstance(i, Quantity) for i in items):
-            units = [i.unit for i in items if isinstance(i, Quantity)]
-            if len({u.dims for u in units}) == 1:
-                total = Add(tuple(scaled(i.item, i.unit.factor) for i in items if isinstance(i, Quantity)))
-                base = Unit(Fraction(1), units[0].dims, "+".join(u.name for u in units))
-                return _summed(total), base, False
-    return node, None, False
-
-
-def _summed(total: Add) -> Node:
-    if all(isinstance(i, Num) for i in total.items):
-        return Num(sum((i.value for i in total.items if isinstance(i, Num)), Fraction(0)))
-    return total
-
-
-def _with_signs(node: Node, signs: list[int]) -> Node:
-    """`node` with each ± replaced by the next sign of `signs` (writing order)."""
-
-    def resolve(part: Node) -> Node | None:
-        if not isinstance(part, PlusMinus):
-            return None
-        first = None if part.left is None else rewrite(part.left, resolve)
-        sign = signs.pop(0) * part.sign
-        second = rewrite(part.right, resolve)
-        second = second if sign > 0 else Neg(second)
-        return second if first is None else Add((first, second))
-
-    return rewrite(node, resolve)
-
-
-def _assignments(seq: Seq) -> list[tuple[str, Node]] | None:
-    """(name, value) of each item when every item is `name = value`."""
-    found = []
-    for item in seq.items:
-        if not isinstance(item, Rel) or set(item.ops) != {"="} or not isinstance(item.items[0], Sym):
-            return None
-        found.append((item.items[0].name, item.items[-1]))
-    return found or None
-
-
-def _names_agree(a: Node | None, b: Node | None) -> bool:
-    """Whether two left sides may name the same thing; words and a missing name fit any, y fits f(x)."""
-    if a is None or b is None or isinstance(a, Text) or isinstance(b, Text):
-        return True
-    if {type(a), type(b)} == {Sym, Call}:
-        return Sym("y") in (a, b)
-    return a == b
-
-
-def _integers(node: Node) -> bool:
-    return (isinstance(node, Const) and node.name in "ZNRQ") or (isinstance(node, Sym) and "set" in node.name)
-
-
-def _integer_variable(node: Node) -> str | None:
-    """The k of a list that ends in "k ∈ Z"."""
-    if isinstance(node, Seq) and node.open == "":
-        for item in node.items:
-            if isinstance(item, Rel) and item.ops == ("in",) and _integers(item.items[1]):
-                return item.items[0].name if isinstance(item.items[0], Sym) else None
-    return None
-
-
-def _same_integer(gold: Node, pred: Node) -> Node:
-    """`pred` with its integer variable ("n ∈ Z") called as in `gold`."""
-    wanted, given = _integer_variable(gold), _integer_variable(pred)
-    if wanted is None or given is None or wanted == given:
-        return pred
-    return rewrite(pred, lambda part: Sym(wanted) if part == Sym(given) else None)
-
-
-def _set_like(node: Node) -> bool:
-    return isinstance(node, (SetOp, Builder)) or (isinstance(node, Const) and node.name in "RZNQC")
-
-
-def _inequalities(node: Node) -> bool:
-    return isinstance(node, Seq) and any(
-        isinstance(i, Rel) and any(op not in ("=", "~") for op in i.ops) for i in node.items
-    )
-
-
-def _as_matrix(node: Node) -> Node:
-    if isinstance(node, Seq) and node.open in ("[", "(") and node.items:
-        rows = [row.items for row in node.items if isinstance(row, Seq) and row.open in ("[", "(")]
-        if len(rows) == len(node.items):
-            return Matrix(tuple(rows))
-    return node
-
-
-def _text(node: Text) -> str:
-    plain = node.words
-    for article in ("the ", "a ", "an "):
-        plain = plain.removeprefix(article)
-    return SYNONYMS.get(plain, plain)
-
-
-def _kind(node: Node) -> str:
-    names = {
-        Seq: "a list", SetOp: "a set", Builder: "a set", Rel: "a relation", Matrix: "a matrix", Text: "words",
-        Choice: "a letter", Ratio: "a ratio", Clock: "a time", Based: "a number in another base",
-    }  # fmt: skip
-    return names.get(type(node), "a value")

@@ -88,3 +88,5 @@ MEANING = frozenset(
 )
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
                "dozen": 12, "k": 1000}  # fmt: skip
+
+FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac", "vfrac", "sfrac", "nicefrac", "flatfrac"})

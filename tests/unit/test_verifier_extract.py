@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from verifiers.extract import extract, find_boxes
+from verifiers.boxes import find_boxes
+from verifiers.extract import extract
 
 
 @pytest.mark.parametrize(

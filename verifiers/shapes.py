@@ -1,0 +1,161 @@
+"""Small questions about answers as written: is it a set, an angle, a list of assignments, and what is its unit."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from verifiers.forms import scaled
+from verifiers.nodes import (
+    Add,
+    Based,
+    Builder,
+    Call,
+    Choice,
+    Clock,
+    Const,
+    Matrix,
+    Neg,
+    Node,
+    Num,
+    Percent,
+    PlusMinus,
+    Quantity,
+    Ratio,
+    Rel,
+    Seq,
+    SetOp,
+    Sym,
+    Text,
+    Unit,
+    rewrite,
+)
+
+STRUCTURES = (Seq, SetOp, Rel, Matrix, Text, Choice, Ratio, Clock, Builder, Based)
+
+SYNONYMS = {
+    "no solutions": "no solution", "no real solution": "no solution", "no real solutions": "no solution",
+    "there is no solution": "no solution", "there are no solutions": "no solution", "dne": "does not exist",
+    "doesn't exist": "does not exist", "the limit does not exist": "does not exist",
+    "limit does not exist": "does not exist", "infinitely many solutions": "infinitely many",
+    "infinite solutions": "infinitely many", "infinite": "infinity",
+}  # fmt: skip
+
+EMPTY_SET_WORDS = frozenset({"no solution", "none", "empty set", "the empty set"})
+
+
+def is_angle(unit: Unit | None) -> bool:
+    return unit is not None and len(unit.dims) == 1 and unit.dims[0][0] in ("angle", "radian")
+
+
+def split_quantity(node: Node) -> tuple[Node, Unit | None, bool]:
+    """(value, unit, is a percentage); "units" counts as no unit, and a sum of lengths is in base units."""
+    match node:
+        case Percent(item):
+            return item, None, True
+        case Quantity(item, unit):
+            return item, None if unit.generic or not unit.dims else unit, False
+        case Neg(Percent(item)):
+            return Neg(item), None, True
+        case Neg(Quantity(item, unit)):
+            return Neg(item), None if unit.generic else unit, False
+        case Add(items) if all(isinstance(i, Quantity) for i in items):
+            units = [i.unit for i in items if isinstance(i, Quantity)]
+            if len({u.dims for u in units}) == 1:
+                total = Add(tuple(scaled(i.item, i.unit.factor) for i in items if isinstance(i, Quantity)))
+                base = Unit(Fraction(1), units[0].dims, "+".join(u.name for u in units))
+                return summed(total), base, False
+    return node, None, False
+
+
+def summed(total: Add) -> Node:
+    if all(isinstance(i, Num) for i in total.items):
+        return Num(sum((i.value for i in total.items if isinstance(i, Num)), Fraction(0)))
+    return total
+
+
+def with_signs(node: Node, signs: list[int]) -> Node:
+    """`node` with each ± replaced by the next sign of `signs` (writing order)."""
+
+    def resolve(part: Node) -> Node | None:
+        if not isinstance(part, PlusMinus):
+            return None
+        first = None if part.left is None else rewrite(part.left, resolve)
+        sign = signs.pop(0) * part.sign
+        second = rewrite(part.right, resolve)
+        second = second if sign > 0 else Neg(second)
+        return second if first is None else Add((first, second))
+
+    return rewrite(node, resolve)
+
+
+def assignments(seq: Seq) -> list[tuple[str, Node]] | None:
+    """(name, value) of each item when every item is `name = value`."""
+    found = []
+    for item in seq.items:
+        if not isinstance(item, Rel) or set(item.ops) != {"="} or not isinstance(item.items[0], Sym):
+            return None
+        found.append((item.items[0].name, item.items[-1]))
+    return found or None
+
+
+def names_agree(a: Node | None, b: Node | None) -> bool:
+    """Whether two left sides may name the same thing; words and a missing name fit any, y fits f(x)."""
+    if a is None or b is None or isinstance(a, Text) or isinstance(b, Text):
+        return True
+    if {type(a), type(b)} == {Sym, Call}:
+        return Sym("y") in (a, b)
+    return a == b
+
+
+def integers(node: Node) -> bool:
+    return (isinstance(node, Const) and node.name in "ZNRQ") or (isinstance(node, Sym) and "set" in node.name)
+
+
+def integer_variable(node: Node) -> str | None:
+    """The k of a list that ends in "k ∈ Z"."""
+    if isinstance(node, Seq) and node.open == "":
+        for item in node.items:
+            if isinstance(item, Rel) and item.ops == ("in",) and integers(item.items[1]):
+                return item.items[0].name if isinstance(item.items[0], Sym) else None
+    return None
+
+
+def same_integer(gold: Node, pred: Node) -> Node:
+    """`pred` with its integer variable ("n ∈ Z") called as in `gold`."""
+    wanted, given = integer_variable(gold), integer_variable(pred)
+    if wanted is None or given is None or wanted == given:
+        return pred
+    return rewrite(pred, lambda part: Sym(wanted) if part == Sym(given) else None)
+
+
+def set_like(node: Node) -> bool:
+    return isinstance(node, (SetOp, Builder)) or (isinstance(node, Const) and node.name in "RZNQC")
+
+
+def inequalities(node: Node) -> bool:
+    return isinstance(node, Seq) and any(
+        isinstance(i, Rel) and any(op not in ("=", "~") for op in i.ops) for i in node.items
+    )
+
+
+def as_matrix(node: Node) -> Node:
+    if isinstance(node, Seq) and node.open in ("[", "(") and node.items:
+        rows = [row.items for row in node.items if isinstance(row, Seq) and row.open in ("[", "(")]
+        if len(rows) == len(node.items):
+            return Matrix(tuple(rows))
+    return node
+
+
+def plain_text(node: Text) -> str:
+    plain = node.words
+    for article in ("the ", "a ", "an "):
+        plain = plain.removeprefix(article)
+    return SYNONYMS.get(plain, plain)
+
+
+def kind_of(node: Node) -> str:
+    names = {
+        Seq: "a list", SetOp: "a set", Builder: "a set", Rel: "a relation", Matrix: "a matrix", Text: "words",
+        Choice: "a letter", Ratio: "a ratio", Clock: "a time", Based: "a number in another base",
+    }  # fmt: skip
+    return names.get(type(node), "a value")
