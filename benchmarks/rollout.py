@@ -43,16 +43,12 @@ class OfflineVLLM:
         del args["weight_transfer_config"]
         self._llm = LLM(**args)
 
-    def generate(self, prompts: list[list[int]], tokens: int, logprobs: bool) -> tuple[int, float]:
+    def generate(self, prompts: list[list[int]], tokens: int) -> tuple[int, float]:
         """(tokens generated, seconds)."""
         from vllm import SamplingParams as VLLMSamplingParams
 
         params = VLLMSamplingParams(
-            max_tokens=tokens,
-            temperature=1.0,
-            ignore_eos=True,
-            detokenize=False,
-            logprobs=0 if logprobs else None,
+            max_tokens=tokens, temperature=1.0, ignore_eos=True, detokenize=False, logprobs=0
         )
         started = time.perf_counter()
         outputs = self._llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
@@ -73,8 +69,8 @@ async def _ours(sampler: RaySampler, prompts: list[list[int]], tokens: int, call
     return generated / seconds
 
 
-def _theirs(offline: Any, prompts: list[list[int]], tokens: int, logprobs: bool = True) -> float:
-    generated, seconds = ray.get(offline.generate.remote(prompts, tokens, logprobs))
+def _theirs(offline: Any, prompts: list[list[int]], tokens: int) -> float:
+    generated, seconds = ray.get(offline.generate.remote(prompts, tokens))
     if generated != tokens * len(prompts):
         raise RuntimeError(f"expected {tokens * len(prompts)} tokens, got {generated}")
     return generated / seconds
@@ -98,14 +94,10 @@ def run(
         sampler = RaySampler(actor)
         figures, details = [], {"server_startup_s": startup_s, "prompts": prompts, "max_num_seqs": num_seqs}
         for count in tokens:
-            ours, theirs, bare = _pairs(sampler, offline, batch, count, calls, repeats)
+            ours, theirs = _pairs(sampler, offline, batch, count, calls, repeats)
             suffix = "" if count == 128 else f"_{count}"
             figures.append(ratio(f"rollout_vs_vllm{suffix}", ours, theirs))
-            details[f"tokens_per_s_{count}"] = {
-                "ours": ours,
-                "offline": theirs,
-                "offline_without_logprobs": bare,
-            }
+            details[f"tokens_per_s_{count}"] = {"ours": ours, "offline": theirs}
         ray.kill(actor)
         ray.kill(offline)
     return figures, details
@@ -113,10 +105,9 @@ def run(
 
 def _pairs(
     sampler: RaySampler, offline: Any, batch: list[list[int]], tokens: int, calls: int, repeats: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Tokens/s of ours, of offline vLLM, and of offline vLLM without any logprobs; the first round warms
-    up. Which of a pair goes first alternates."""
-    ours, theirs, bare = [], [], []
+) -> tuple[list[float], list[float]]:
+    """Tokens/s of ours and of offline vLLM; the first round warms up. Which goes first alternates."""
+    ours, theirs = [], []
     for repeat in range(repeats + 1):
         sides = [
             lambda: ours.append(asyncio.run(_ours(sampler, batch, tokens, calls))),
@@ -124,8 +115,7 @@ def _pairs(
         ]
         for side in sides if repeat % 2 else reversed(sides):
             side()
-        bare.append(_theirs(offline, batch, tokens, logprobs=False))
-    return ours[1:], theirs[1:], bare[1:]
+    return ours[1:], theirs[1:]
 
 
 def _without_end_token(model: str, target: Path) -> Path:

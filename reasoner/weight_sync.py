@@ -28,10 +28,25 @@ from rollouts.control import ServerControl, control
 
 Score = Callable[[list[np.ndarray]], list[np.ndarray]]
 
-#: Largest |difference| of one logprob that is still rounding, by the server's dtype.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 PROBE_SEQUENCES = 4
 PROBE_TOKENS = 48  # more than one prefix-cache block, so that a stale block would be hit
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What is still rounding: |server logprob - learner logprob| of any token, and on average."""
+
+    max: float
+    mean: float
+
+
+#: By the lower precision of server and learner. Measured on random token ids, the hardest case (logprobs
+#: around -20): fp32 max 2.5e-5, fp16 max 0.03, mean 0.005, bf16 max 0.32, mean 0.05.
+TOLERANCE = {
+    "float32": Tolerance(max=1e-3, mean=1e-3),
+    "float16": Tolerance(max=0.5, mean=0.05),
+    "bfloat16": Tolerance(max=3.0, mean=0.2),
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +84,7 @@ class WeightSync:
 
     servers: actors (`rollouts.server`), URLs of external servers, or samplers.
     score: the learner's teacher-forced logprobs at `temperature`: token ids in, (T,) each out, entry 0 is 0.
-    tolerance: largest |difference| accepted by the probe; default by `dtype`, the servers' dtype.
+    dtype: the lower precision of servers and learner; chooses the default `tolerance` of the probe.
     clear_cache, repack_tied_heads: True, except in the tests that show what they are there for.
     """
 
@@ -81,7 +96,7 @@ class WeightSync:
         score: Score,
         temperature: float = 1.0,
         dtype: str = "float32",
-        tolerance: float | None = None,
+        tolerance: Tolerance | None = None,
         probe_sequences: Sequence[np.ndarray] | None = None,
         rank: int = 0,
         clear_cache: bool = True,
@@ -171,10 +186,10 @@ class WeightSync:
         for index, (token_ids, server) in answers.items():
             diff = compare_logprobs(server, self._score(token_ids))
             worst = max(worst, diff.max)
-            if not diff.max <= self._tolerance:  # also for NaN
+            if not (diff.max <= self._tolerance.max and diff.mean <= self._tolerance.mean):  # also for NaN
                 failures[index] = WeightSyncError(
-                    f"its logprobs differ from the learner's by {diff.max:.3g} (mean {diff.mean:.3g}, "
-                    f"tolerance {self._tolerance:.3g})"
+                    f"its logprobs differ from the learner's by up to {diff.max:.3g}, on average "
+                    f"{diff.mean:.3g} (accepted: {self._tolerance.max:g} and {self._tolerance.mean:g})"
                 )
         return worst
 

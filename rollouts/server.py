@@ -150,14 +150,18 @@ class VLLMServer:
         await self.update_weight_version(version)
 
     async def sleep(self, level: int = 1) -> None:
-        """GPU only, not run here: give weights and KV memory back until `wake_up`."""
+        """GPU only, not run here: pause, and give weights and KV memory back until `wake_up`."""
         self._needs_gpu()
+        await self.pause()
         await asyncio.wrap_future(self._engine.call(lambda: self._core.sleep(level)))
 
     async def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """The way back from `sleep`; with `tags` only in part, and still paused."""
         self._needs_gpu()
         wanted = None if tags is None else list(tags)
         await asyncio.wrap_future(self._engine.call(lambda: self._core.wake_up(wanted)))
+        if wanted is None:
+            await self.resume()
 
     async def world_size(self) -> int:
         return self.config.tensor_parallel_size

@@ -8,7 +8,7 @@ import torch
 
 from reasoner.errors import ServerError, UsageError, WeightSyncError
 from reasoner.weight_channel import ALIGNMENT, SharedMemoryChannel
-from reasoner.weight_sync import ServersFailed, WeightSync, compare_logprobs, probe_sequences
+from reasoner.weight_sync import ServersFailed, Tolerance, WeightSync, compare_logprobs, probe_sequences
 from rollouts.control import ServerControl, control
 
 
@@ -184,6 +184,13 @@ def test_temperature_reaches_the_server():
     model, server = Model(), FakeServer()
     with pytest.raises(ServersFailed, match="logprobs differ"):  # this learner scores at temperature 1
         sync_for(model, server, temperature=0.5).sync(model, 1)
+
+
+def test_many_small_differences_are_as_bad_as_a_large_one():
+    model, server = Model(), FakeServer()
+    sync = sync_for(model, server, temperature=1.01, tolerance=Tolerance(max=100.0, mean=1e-4))
+    with pytest.raises(ServersFailed, match="on average"):
+        sync.sync(model, 1)
 
 
 def test_comparison_by_hand():
