@@ -35,7 +35,8 @@ from reasoner.errors import ReasonerError, UsageError
 from reasoner.evaluation import SPLITS, evaluate_split, summarise
 from reasoner.flops import FlopCounter
 from reasoner.journal import Journal, Use
-from reasoner.metrics import MetricsWriter, Timeline, step_metrics
+from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
+from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.run import Run, prepare
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams
 from rollouts.queue import RolloutQueue
@@ -62,28 +63,6 @@ class Progress:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Update:
-    """What an update used and measured."""
-
-    metrics: dict[str, float]
-    uses: list[Use]
-    lengths: list[int]  # tokens of the trained rollouts
-
-
-@dataclass(frozen=True)
-class StepOutcome:
-    """All there is to say about one step. `groups` = kept + filtered."""
-
-    version: int  # that was sampled from and updated
-    groups: list[Group]
-    kept: list[Group]
-    filtered: list[Group]
-    stale: list[Group]
-    update: Update | None
-    sync: Any
-
-
 def train(config: Config, *, verifier: Any = None, resume: str | Path | None = None) -> Path:
     """Trains and returns the run directory. `verifier`: any callable `(completion, task) -> bool | float |
     Verdict | None` in place of `config.verifier.name`.
@@ -94,7 +73,7 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
     display = Display(total_steps=config.steps)
     processes = None
     try:
-        with display, _stop_signals() as stop_requested:
+        with display, _log_file(run.log_dir / "driver.log"), _stop_signals(display) as stop_requested:
             display.status("starting Ray, vLLM and the learner …")
             cluster.connect(config.cluster.address)
             processes = cluster.start(
@@ -129,9 +108,10 @@ class Loop:
         self.run_, self.config, self.processes, self.display = run, config, processes, display
         self.stop_requested = stop_requested
         self.source: TaskSource = load_tasks(config.tasks.source, config.seed)
-        self.flops = FlopCounter.from_config(json.loads((run.model.path / "config.json").read_text()))
+        flops = FlopCounter.from_config(json.loads((run.model.path / "config.json").read_text()))
         self.checkpoints = CheckpointStore(run.path, config.checkpoint.keep)
         self.journal = Journal(run.path)
+        self.recorder = Recorder(self.journal, flops)
         self.progress = self._restore_progress()
         self.retired = set(self.progress.retired)
         self.saved_step = self.progress.step if run.resumed else None
@@ -158,17 +138,17 @@ class Loop:
     # ------------------------------------------------------------------ the path, in order
 
     def run(self) -> None:
-        self._sync(self.progress.policy_version)
-        if self.progress.step == 0:
-            self._record_initial_evaluation()
         try:
+            self._sync(self.progress.policy_version)
+            if not read_metrics(self.run_.path):
+                self._record_initial_evaluation()
             while self.progress.step < self.config.steps and not self._out_of_time():
                 self.step()
         except Interrupted:
             self.save()
             raise
         except (ray.exceptions.RayError, ReasonerError):
-            log.exception("step %d failed", self.progress.step + 1)
+            log.exception("step %d failed", self.progress.step + 1)  # the traceback is for logs/driver.log
             self._save_if_possible()
             raise
         finally:
@@ -192,9 +172,11 @@ class Loop:
             sync = self._sync(version + 1)
         self.progress.step += 1
         self.progress.policy_version = self.queue.version
-        self._journal_fates(kept, filtered, stale, update)
+        outcome = StepOutcome(version, kept, [*filtered, *self.replaced], stale, update, sync)
+        self.replaced = []
+        self.recorder.journal_fates(self.progress.step, outcome)
         self.between_steps = True
-        self._record(StepOutcome(version, groups, kept, filtered, stale, update, sync))
+        self._record(outcome)
 
     def _update(self, groups: list[Group]) -> Update:
         """Rewards → advantages → packed batch → loss and optimizer step."""
@@ -353,6 +335,7 @@ class Loop:
         self.display.update(self.metrics.write(line))
 
     def _record(self, out: StepOutcome) -> None:
+        """Evaluates when it is time to, writes the step down, saves when it is time to."""
         step, final = self.progress.step, self.progress.step == self.config.steps
         seconds = self._lap()
         every = self.config.eval.every
@@ -363,30 +346,9 @@ class Loop:
                 evaluation = self.evaluate()
             except Interrupted as e:  # the step itself is done: it is recorded and saved
                 stopped = e
-        everything = [*out.groups, *out.stale, *self.replaced]
-        lengths = [len(r.token_ids) for g in everything for r in g.rollouts]
-        sampled = sum(r.num_action_tokens for g in everything for r in g.rollouts)
-        trained = out.update.lengths if out.update else []
-        line = step_metrics(
-            step=step,
-            policy_version=out.version,
-            seconds=seconds,
-            groups=everything,
-            evaluation=evaluation,
-            **(out.update.metrics if out.update else {}),
-            filtered_groups=len(out.filtered) + len(self.replaced),
-            dropped_stale=len(out.stale),
-            learner_tokens_per_s=sum(trained) / seconds["learn"] if trained and seconds["learn"] else None,
-            sampler_tokens_per_s=sampled / seconds["rollout"] if seconds["rollout"] else None,
-            train_flops=self.flops.train(trained),
-            sample_flops=self.flops.forward(lengths),
-            sync_seconds=out.sync.seconds,
-            sync_bytes=out.sync.bytes,
-            probe_max_abs_diff=out.sync.probe_max_abs_diff,
-            elapsed_s=time.monotonic() - self.started,
-        )
-        self.replaced = []
-        sample = _sample(everything)
+        elapsed_s = time.monotonic() - self.started
+        line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
+        sample = _sample(out.all_groups)
         self.display.update(self.metrics.write(line), sample, str(sample.task.prompt) if sample else "")
         if self.config.checkpoint.every and step % self.config.checkpoint.every == 0 and not final:
             self.save()
@@ -401,21 +363,6 @@ class Loop:
         seconds["verify"] += tail
         seconds["rollout"] -= tail
         return seconds
-
-    def _journal_fates(
-        self, kept: list[Group], filtered: list[Group], stale: list[Group], update: Update | None
-    ) -> None:
-        step = self.progress.step
-        uses = update.uses if update else []
-        self.journal.mark_used(step, uses)
-        used = {u.group_index for u in uses}
-        unused = [g.index for g in [*kept, *filtered, *self.replaced] if g.index not in used]
-        self.journal.mark_dropped(step, unused, "filtered")
-        self.journal.mark_dropped(step, [g.index for g in stale], "stale")
-        for group in stale:
-            tokens = [r.num_action_tokens for r in group.rollouts]
-            log.warning("group %d is too old and dropped; its rollouts have %s tokens", group.index, tokens)
-        self.journal.compact(step)
 
     def save(self) -> None:
         """A complete checkpoint: weights, optimizer, position of data and queue."""
@@ -494,7 +441,25 @@ def _sample(groups: Sequence[Group]) -> Rollout | None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
+def _log_file(path: Path) -> Iterator[None]:
+    """What the driver logs goes to a file; what the user must know is said by the display and by errors."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("reasoner", "rollouts", "verifiers", "envs")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
+        handler.close()
+
+
+@contextmanager
+def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
     """Ctrl-C or SIGTERM asks the loop to stop and save; a second Ctrl-C stops at once."""
     asked: list[int] = []
 
@@ -502,7 +467,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         if asked and signum == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(signum)
-        log.warning("stopping: the run is being saved (Ctrl-C again stops at once)")
+        display.message("stopping: the run is being saved (Ctrl-C again stops at once)")
 
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
