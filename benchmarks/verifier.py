@@ -2,11 +2,12 @@
 
     python -m benchmarks.verifier [--math-verify PATH_TO_PYTHON] [--repeats N]
 
-math-verify runs in an interpreter that has it (`pip install 'math-verify[antlr4_13_2]'` into an environment of
-its own); without one, our half is measured alone and that is said. Both graders are given the same cases in one
-process each, on one thread, the gold answer in a box for math-verify (its better mode, by a wide margin), after
-a warm-up of the first cases. Runs alternate, because machines are noisy. The corpus was written for this
-project, so the accuracies say how each does on *these* rules; they are not an independent exam.
+math-verify runs in an interpreter that has it (`pip install 'math-verify[antlr4_13_2]'` into an
+environment of its own); without one, our half is measured alone and that is said. Both graders are
+given the same cases in one process each, on one thread, the gold answer in a box for math-verify (its
+better mode, by a wide margin), after a warm-up of the first cases. Runs alternate, because machines are
+noisy. The corpus was written for this project, so the accuracies say how each does on *these* rules;
+they are not an independent exam.
 """
 
 from __future__ import annotations
@@ -173,9 +174,7 @@ def main() -> None:
         for name, (python, which) in graders.items():
             runs[name].append(in_process(python, which, work))
     results = {
-        name: {
-            corpus: summary(work, _median_run(found), corpus) for corpus in ("ordinary", "adversarial")
-        }
+        name: {corpus: summary(work, _median_run(found), corpus) for corpus in ("ordinary", "adversarial")}
         for name, found in runs.items()
     }
     print(table(results))
@@ -203,7 +202,9 @@ def figures(work: list[dict], runs: dict[str, list[dict]], results: dict) -> lis
         def total(result: dict) -> float:
             return sum(result["seconds"][i] for i in ordinary)
 
-        ratios = sorted(total(b) / total(a) for a, b in zip(runs["reasoner"], runs["math-verify"], strict=True))
+        ratios = sorted(
+            total(b) / total(a) for a, b in zip(runs["reasoner"], runs["math-verify"], strict=True)
+        )
         middle = statistics.median(ratios)
         found.append(Figure("verifier_vs_math_verify_speed", middle, "ratio", ratios[0], ratios[-1]))
     return found

@@ -1,11 +1,11 @@
 """Exact arithmetic on answers: quotients of polynomials over a fixed kind of generators.
 
-A monomial is a product of generators to rational powers: variables, π, e, i, roots of primes (`p:3` to a power
-in (0, 1)), powers with symbolic exponents, logarithms of primes, and any other function as an atom named by its
-argument. Roots of primes are linearly independent over Q (Besicovitch 1940), so where only variables, one of
-π and e, i and such roots occur, a difference is zero exactly when no term is left: equality and inequality
-are both proved. With other atoms a vanishing difference still proves equality; otherwise the numeric test
-(`verifiers.numeric`) decides.
+A monomial is a product of generators to rational powers: variables, π, e, i, roots of primes (`p:3` to
+a power in (0, 1)), powers with symbolic exponents, logarithms of primes, and any other function as an
+atom named by its argument. Roots of primes are linearly independent over Q (Besicovitch 1940), so where
+only variables, one of π and e, i and such roots occur, a difference is zero exactly when no term is
+left: equality and inequality are both proved. With other atoms a vanishing difference still proves
+equality; otherwise the numeric test (`verifiers.numeric`) decides.
 """
 
 from __future__ import annotations

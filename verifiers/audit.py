@@ -1,5 +1,6 @@
-"""Checks of a verifier against tasks, before training starts: every reference answer must score as correct, and
-answers changed a little must not."""
+"""Checks of a verifier against tasks, before training starts: every reference answer must score as
+correct, and answers changed a little must not.
+"""
 
 from __future__ import annotations
 

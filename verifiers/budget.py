@@ -1,5 +1,6 @@
-"""A budget of operations: what is too expensive to decide is decided by counting, so a busy machine gives the
-same verdicts as an idle one."""
+"""A budget of operations: what is too expensive to decide is decided by counting, so a busy machine gives
+the same verdicts as an idle one.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Whether an answer is the reference: dispatch over what they are, ordered and typed.
 
-Scalars go to `verifiers.scalar`, relations to `verifiers.relations`, sets of reals to `verifiers.intervals`.
-Everything here is about structure: lists, tuples, units, percent, choices, words.
+Scalars go to `verifiers.scalar`, relations to `verifiers.relations`, sets of reals to
+`verifiers.intervals`. Everything here is about structure: lists, tuples, units, percent, choices,
+words.
 """
 
 from __future__ import annotations
@@ -202,17 +203,15 @@ class Comparison:
         wanted = assigned(gold, self.budget, self.agree) if isinstance(gold, Rel) else None
         if isinstance(gold, Rel) and isinstance(pred, Rel):
             if said and wanted and names_agree(wanted.name, said.name):
-                match = self.values(wanted, said)
-                if match or not (symbols(wanted.value) or symbols(said.value)):
-                    return match
-            match = self.try_sets(gold, pred)
-            return match if match is not None else same_relations(gold, pred, self.budget)
+                valued = self.values(wanted, said)
+                if valued or not (symbols(wanted.value) or symbols(said.value)):
+                    return valued
+            return self.try_sets(gold, pred) or same_relations(gold, pred, self.budget)
         if isinstance(pred, Rel) and said is not None:
             return self.values(Assigned(None, gold), said)
         if isinstance(gold, Rel) and wanted is not None and not isinstance(pred, Rel):
             return self.values(wanted, Assigned(None, pred))
-        match = self.try_sets(gold, pred)
-        return match if match is not None else Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
+        return self.try_sets(gold, pred) or Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
 
     def values(self, gold: Assigned, pred: Assigned) -> Match:
         match = self.same(gold.value, pred.value)

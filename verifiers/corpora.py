@@ -1,4 +1,5 @@
-"""The labelled cases that ship with the verifier, written for this project from the rules in docs/verifiers.md."""
+"""The labelled cases that ship with the verifier, written for this project from the rules in
+docs/verifiers.md."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """What a completion states as its answer.
 
-A *final statement* is a box (`\\boxed{…}`, `\\fbox{…}`), an `<answer>` tag, a `####` line, or a phrase such as
-"the answer is …" in one of many languages; the last one counts. Without any, the whole text when it is nothing
-but an answer, else what the last line concludes. What is inside thinking tags is not stated. Ambiguity is no
-answer: a hedge ("84 or 85" in prose), a negation ("not 84"), an empty box.
+A *final statement* is a box (`\\boxed{…}`, `\\fbox{…}`), an `<answer>` tag, a `####` line, or a phrase
+such as "the answer is …" in one of many languages; the last one counts. Without any, the whole text
+when it is nothing but an answer, else what the last line concludes. What is inside thinking tags is not
+stated. Ambiguity is no answer: a hedge ("84 or 85" in prose), a negation ("not 84"), an empty box.
 """
 
 from __future__ import annotations

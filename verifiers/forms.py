@@ -1,8 +1,8 @@
 """Is it an answer, or the question written down again? What in an expression is left to be computed.
 
-A literal reference wants a literal answer: fractions, radicals, π, e and powers are values; a sum or product of
-two numbers, a function applied to numbers, a sum or an integral are work left undone, unless the reference
-itself is written that way.
+A literal reference wants a literal answer: fractions, radicals, π, e and powers are values; a sum or
+product of two numbers, a function applied to numbers, a sum or an integral are work left undone, unless
+the reference itself is written that way.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class SetReader:
         self.budget = budget
 
     def read(self, node: Node, loose: bool = True) -> RealSet:
-        """The set that `node` describes. With `loose`, `(a, b)` counts as an open interval. Raises `NoSet`."""
+        """The set that `node` describes. With `loose`, `(a, b)` is an open interval. Raises `NoSet`."""
         match node:
             case Const("R"):
                 return RealSet((self.interval(LOW, HIGH, False, False),))

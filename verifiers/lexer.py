@@ -1,6 +1,7 @@
 """From the characters of an answer to tokens. LaTeX, plain text and common Unicode share one token stream;
-whatever only changes the look is dropped here, and whatever is not known stays unknown, so that the parser
-refuses it."""
+whatever only changes the look is dropped here, and whatever is not known stays unknown, so that the
+parser refuses it.
+"""
 
 from __future__ import annotations
 

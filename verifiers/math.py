@@ -1,8 +1,9 @@
 """The mathematical verifier: is the final answer of a completion the reference?
 
-Extraction (`verifiers.extract`), a grammar (`verifiers.parser`), typed comparison (`verifiers.compare`). Text
-never becomes code, and every comparison has a budget of operations, so that the same answer gets the same
-verdict on a loaded machine. The rules, with examples, are in docs/verifiers.md.
+Extraction (`verifiers.extract`), a grammar (`verifiers.parser`), typed comparison
+(`verifiers.compare`). Text never becomes code, and every comparison has a budget of operations, so that
+the same answer gets the same verdict on a loaded machine. The rules, with examples, are in
+docs/verifiers.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Numbers with as many digits as it takes: evaluation in multiple precision, and decimals against exact values.
+"""Numbers with as many digits as it takes: evaluation in multiple precision, and decimals against exact
+values.
 
-The working precision grows with the size of the literals and exponents in an expression (its *height*), so that
-tiny or huge numbers are never equal because they round alike. Two values count as equal when they agree to
-`20 + 2·height` digits and again, at more than twice the precision, to more than twice as many.
+The working precision grows with the size of the literals and exponents in an expression (its *height*),
+so that tiny or huge numbers are never equal because they round alike. Two values count as equal when
+they agree to `20 + 2·height` digits and again, at more than twice the precision, to more than twice as
+many.
 """
 
 from __future__ import annotations
@@ -129,10 +131,8 @@ class Evaluator:
             case Num(value):
                 return mp.mpf(value.numerator) / value.denominator
             case Sym(name):
-                value = self.env.get(name)
-                return (
-                    self.unknown(name, []) if value is None else mp.mpf(value.numerator) / value.denominator
-                )
+                at = self.env.get(name)
+                return self.unknown(name, []) if at is None else mp.mpf(at.numerator) / at.denominator
             case Const("pi"):
                 return mp.pi + 0
             case Const("e"):
@@ -245,7 +245,8 @@ class Evaluator:
 
 
 _TRIGONOMETRIC = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh coth sech csch asin acos atan acot asec acsc asinh acosh atanh".split()
+    "sin cos tan cot sec csc sinh cosh tanh coth sech csch asin acos atan acot asec acsc asinh acosh "
+    "atanh".split()
 )
 
 

@@ -117,13 +117,13 @@ class Parser(Terms):
         items, ops = [], []
         if self.relation_ahead() not in (None, "in"):
             # "> 84", "= 84", "≈ 84": nothing on the left
-            op = self.relation()
-            if op in ("=", "~"):
+            lone = self.relation() or ""
+            if lone in ("=", "~"):
                 node = self.statement()
                 self.leave()
                 return node
             self.leave()
-            return Rel((Sym("?"), self.side()), (op,))
+            return Rel((Sym("?"), self.side()), (lone,))
         items.append(self.side())
         while (op := self.relation()) is not None:
             ops.append(op)

@@ -1,11 +1,11 @@
 """A pool of killable verifier processes.
 
-Each worker is a fresh interpreter that imports the verifier and nothing of its parent, so the pool works in
-a driver with threads, in an event loop and inside a Ray worker alike. An item that runs past its deadline is
-killed by a kernel timer armed in the worker when the item began (waiting in the queue does not count); a
-second deadline here catches a worker that disarmed the first. What one item breaks, the others do not see:
-the worker is respawned and goes on with the next item. Workers die with the process that owns the pool, also
-when that one is killed with SIGKILL.
+Each worker is a fresh interpreter that imports the verifier and nothing of its parent, so the pool
+works in a driver with threads, in an event loop and inside a Ray worker alike. An item that runs past
+its deadline is killed by a kernel timer armed in the worker when the item began (waiting in the queue
+does not count); a second deadline here catches a worker that disarmed the first. What one item breaks,
+the others do not see: the worker is respawned and goes on with the next item. Workers die with the
+process that owns the pool, also when that one is killed with SIGKILL.
 """
 
 from __future__ import annotations

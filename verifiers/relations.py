@@ -29,7 +29,7 @@ class Assigned:
 
 
 def is_name(node: Node) -> bool:
-    """Whether a left side names what follows (`x`, `f(2)`, `Area`, `m + n`, `dy/dx`) rather than computing."""
+    """Whether a left side names what follows (`x`, `f(2)`, `Area`, `m + n`, `dy/dx`)."""
     match node:
         case Sym() | Text():
             return True
@@ -91,7 +91,7 @@ def _close(exact: Node, rounded: Node, budget: Budget) -> bool:
 
 def constraints(rel: Rel) -> list[tuple[str, Node]]:
     """A chain as single constraints (op, e) meaning `e op 0`, with op in `= != < <=`."""
-    found = []
+    found: list[tuple[str, Node]] = []
     for left, op, right in zip(rel.items, rel.ops, rel.items[1:], strict=False):
         if op in (">", ">="):
             left, right, op = right, left, FLIPPED[op]

@@ -1,8 +1,8 @@
 """Whether two expressions are equal: exact algebra first, digits last.
 
-`same_scalar` returns a `Match` that says which rule decided. Symbols are what they are: expressions agree when
-they agree wherever both are real, at points of both signs; one being real where the other is not tells them
-apart.
+`same_scalar` returns a `Match` that says which rule decided. Symbols are what they are: expressions
+agree when they agree wherever both are real, at points of both signs; one being real where the other is
+not tells them apart.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Small questions about answers as written: is it a set, an angle, a list of assignments, and what is its unit."""
+"""Small questions about answers as written: is it a set, an angle, a list of assignments, and what is its
+unit."""
 
 from __future__ import annotations
 

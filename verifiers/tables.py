@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi omicron rho "
-    "varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon "
-    "Phi Psi Omega ell hbar Re Im aleph wp".split()
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi omicron "
+    "rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma "
+    "Upsilon Phi Psi Omega ell hbar Re Im aleph wp".split()
 )
 
 #: Functions of one argument, by every name they are written with.
@@ -66,10 +66,10 @@ OPERATORS = frozenset(
 )
 
 ENVIRONMENTS = {
-    "matrix": "matrix", "pmatrix": "matrix", "bmatrix": "matrix", "Bmatrix": "matrix", "smallmatrix": "matrix",
-    "array": "matrix", "vmatrix": "det", "Vmatrix": "det", "cases": "cases", "dcases": "cases",
-    "rcases": "cases",
-}  # fmt: skip
+    **dict.fromkeys("matrix pmatrix bmatrix Bmatrix smallmatrix array".split(), "matrix"),
+    **dict.fromkeys(("vmatrix", "Vmatrix"), "det"),
+    **dict.fromkeys(("cases", "dcases", "rcases"), "cases"),
+}
 TRANSPARENT_ENVIRONMENTS = frozenset(
     "aligned align align* equation equation* gather gathered gather* split displaymath math center".split()
 )
@@ -82,8 +82,8 @@ MEANING = frozenset(
     "perhaps possibly probably either unsure guess plus minus times over divided multiplied by squared cubed "
     "factorial negative minus less more greater fewer than least most above below under exceeds between mod "
     "modulo base if unless but is are was were be isn't can't cannot half twice double triple quarter third "
-    "thirds halves quarters hundredths tenths inverse reciprocal root power raised nearly almost around about "
-    "approximately roughly instead rather to through until up down digits choose unknown undefined "
+    "thirds halves quarters hundredths tenths inverse reciprocal root power raised nearly almost around "
+    "about approximately roughly instead rather to through until up down digits choose unknown undefined "
     "because since therefore thus so which that where when while then hence".split()
 )
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,

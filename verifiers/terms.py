@@ -4,7 +4,8 @@
     factor  = ("+" | "-" | "±") factor | power
     power   = primary { "!" | "%" | "°" | "'" | "_" index } [ "^" exponent ]
 
-Functions without parentheses take the factors that follow, up to an explicit operator or another function.
+Functions without parentheses take the factors that follow, up to an explicit operator or another
+function.
 """
 
 from __future__ import annotations
@@ -259,12 +260,12 @@ class Terms(Symbols, Quantities):
         if name in ("sqrt", "cbrt") and not (token.kind == "op" and token.text == "("):
             return (self.token_argument(),)
         if token.kind == "op" and token.text == "(":
-            inner: Any = self.bracketed()  # type: ignore[attr-defined]
+            inner: Any = self.bracketed()
             return inner.items if isinstance(inner, Seq) and inner.open == "(" else (inner,)
         if token.kind == "op" and token.text in ("{", "|"):
             return (self.factor(),)
         if name in ("max", "min", "gcd", "lcm") and token.text == "\\{":
-            return self.braced_set().items  # type: ignore[attr-defined]
+            return self.braced_set().items
         self.in_call += 1
         negative = self.accept("-")
         node = self.factor()

@@ -1,7 +1,7 @@
 """Units of measure: exact factors, and how a phrase behind a number is read as one.
 
-A unit the table does not know is its own dimension ("5 apples" is not "5 oranges"); "units" is generic and
-counts as no unit at all.
+A unit the table does not know is its own dimension ("5 apples" is not "5 oranges"); "units" is generic
+and counts as no unit at all.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _table() -> dict[str, tuple[Fraction, _Dims]]:
 KNOWN = _table()
 #: Abbreviations that are read as units when written against the number without a space (`5km`).
 ATTACHED = frozenset(
-    "km cm mm dm nm kg mg lb lbs oz ft mi yd sec min hr hrs ml mph kph hz khz kj kw kpa mol usd rad th st nd rd".split()
+    "km cm mm dm nm kg mg lb lbs oz ft mi yd sec min hr hrs ml mph kph hz khz kj kw kpa mol usd rad th st "
+    "nd rd".split()
 )
 SINGLE = frozenset("m g s h L l N J W V A K C F d".split())
 _GENERIC = frozenset({"unit", "u"})
@@ -149,9 +150,10 @@ def read_unit(phrase: str) -> Unit | None:
 
 
 def _combine(pieces: list[str], phrase: str) -> Unit | None:
-    factor, dims = Fraction(1), {}
-    sign, power, nouns, last = 1, 1, [], None
-    generic = False
+    factor, dims = Fraction(1), dict[str, Fraction]()
+    sign, power, generic = 1, 1, False
+    nouns: list[str] = []
+    last: tuple[Fraction, _Dims] | None = None
     for piece in pieces:
         word = piece.strip()
         if not word or word in ("-", "·", "*", "\\cdot"):

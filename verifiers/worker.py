@@ -1,10 +1,10 @@
 """The inside of one verifier process: reads groups from a socket, answers each item at once.
 
-It is started as a fresh interpreter (nothing of the parent is imported or inherited but one socket), leads a
-process group of its own, and dies with the thread that started it. The deadline of an item is a kernel
-timer armed when the item begins, with the default action: it kills this process even inside a C loop that
-never gives the interpreter back. This is a guard against accidents and run-away answers, not a sandbox: a
-plug-in is trusted code and could reach files and the network.
+It is started as a fresh interpreter (nothing of the parent is imported or inherited but one socket),
+leads a process group of its own, and dies with the thread that started it. The deadline of an item is a
+kernel timer armed when the item begins, with the default action: it kills this process even inside a C
+loop that never gives the interpreter back. This is a guard against accidents and run-away answers, not
+a sandbox: a plug-in is trusted code and could reach files and the network.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Worker:
                 self.group(completions, task)
             else:
                 tasks = _tasks(task, completions)
-                decide = self.verifier.explain if kind == "explain" else self.verifier.verify
+                decide = getattr(self.verifier, kind)
                 for index, (completion, own) in enumerate(zip(completions, tasks, strict=True)):
                     self.one(index, decide, completion, own)
             self.items += len(completions)

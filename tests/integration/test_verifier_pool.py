@@ -281,7 +281,8 @@ def test_in_a_ray_worker() -> None:
                 return [v.status for v in self.pool.verify_group(texts, Task("t", "", "84"))]
 
         grader = Grader.remote()
-        print(json.dumps(ray.get(grader.grade.remote([r"\\\\boxed{84}", r"\\\\boxed{12*7}", r"\\\\boxed{85}"]))))
+        texts = [r"\\\\boxed{84}", r"\\\\boxed{12*7}", r"\\\\boxed{85}"]
+        print(json.dumps(ray.get(grader.grade.remote(texts))))
         ray.kill(grader)
         """
     ).replace("\\\\", "\\")

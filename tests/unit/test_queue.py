@@ -56,6 +56,10 @@ def test_waits_for_a_straggler_that_would_become_too_old():
     assert not queue.batch_ready, "another update would make it two versions old"
     queue.finish("slow", group(0))
     assert queue.batch_ready
+    fresh, stale = queue.take_batch()
+    assert ([g.oldest_version for g in fresh], stale) == ([0], []), (
+        "what was waited for is what is trained on"
+    )
 
 
 def test_too_old_groups_are_reported_not_trained_on():

@@ -1,5 +1,6 @@
-"""Random expressions against equivalent rewritings (must be correct) and perturbed ones (must not), and a fuzzer
-with a bounded time: no exception, no slow case, whatever the input."""
+"""Random expressions against equivalent rewritings (must be correct) and perturbed ones (must not), and a
+fuzzer with a bounded time: no exception, no slow case, whatever the input.
+"""
 
 from __future__ import annotations
 
@@ -120,8 +121,9 @@ def test_any_text_gets_a_verdict(pred: str, gold: str) -> None:
 
 
 FRAGMENTS = (
-    r"\frac { } ( ) [ ] | ^ _ \boxed{ \{ \} $ \text{ 1 23 x , = < \pm \cup % ! ' \sin \log & \\ \left e i \pi "
-    r"\infty ^{-1} 9^9 ... \overline{3} or and km ² ½ √ <think> </think> #### + - * / : \sum \int \binom ٣"
+    r"\frac { } ( ) [ ] | ^ _ \boxed{ \{ \} $ \text{ 1 23 x , = < \pm \cup % ! ' \sin \log & \\ \left e i "
+    r"\pi \infty ^{-1} 9^9 ... \overline{3} or and km ² ½ √ <think> </think> #### + - * / : \sum \int "
+    r"\binom ٣"
 ).split()
 
 
