@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -238,12 +240,15 @@ def _levels(value: str) -> tuple[int, ...]:
 
 
 def _imported(module: str, attribute: str, spec: str, seed: int) -> TaskSource:
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise UsageError(f"cannot import the tasks {spec!r}: {error}") from None
-    except AttributeError:
-        raise UsageError(f"the module {module!r} has no attribute {attribute!r} (tasks {spec!r})") from None
+        home = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # foreign code at import
+        raise UsageError(f"cannot import the tasks {spec!r}: {type(error).__name__}: {error}") from error
+    if not hasattr(home, attribute):
+        raise UsageError(f"the module {module!r} has no attribute {attribute!r} (tasks {spec!r})")
+    found = getattr(home, attribute)
     source = found(seed=seed) if callable(found) else found
     if not isinstance(source, TaskSource):
         raise UsageError(

@@ -74,7 +74,7 @@ class TrainCommand(click.Command):
     cls=TrainCommand,
     context_settings=EXTRA_ARGS,
     epilog=examples(
-        "reasoner.training",
+        "reasoner train",
         "reasoner train --name first --steps 100 --learner.lr 2e-4",
         "reasoner train my.toml --verifier.name my_module:exact",
         "reasoner train --resume runs/first --steps 400",
@@ -189,39 +189,38 @@ def doctor() -> None:
     ),
 )
 @click.argument("model")
-@click.option("--tasks", "spec", default="arithmetic", show_default=True)
-@click.option(
-    "--samples", default=1, show_default=True, type=click.IntRange(1), help="Samples of each problem."
-)
-@click.option(
-    "--problems", default=256, show_default=True, type=click.IntRange(1), help="Problems of each split."
-)
-@click.option(
-    "--max-tokens", default=128, show_default=True, type=click.IntRange(1), help="Thinking budget, tokens."
-)
-@click.option("--temperature", default=1.0, show_default=True, type=click.FloatRange(0))
-@click.option("--verifier", default="math", show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--tasks", help="Task source. [the run's, else arithmetic]")
+@click.option("--samples", type=click.IntRange(1), help="Samples of each problem. [the run's, else 2]")
+@click.option("--problems", type=click.IntRange(1), help="Problems of each split. [the run's, else 256]")
+@click.option("--max-tokens", type=click.IntRange(1), help="Thinking budget, tokens. [the run's, else 128]")
+@click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[the run's, else 1]")
+@click.option("--verifier", help="math, or module:attribute. [the run's, else math]")
+@click.option("--seed", type=click.IntRange(0), help="[the run's, else 0]")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write eval.json here.")
-def evaluate(model: str, spec: str, out: Path | None, **options: Any) -> None:
-    """Evaluate a model, checkpoint or run: pass@k on held-out and out-of-distribution problems."""
+def evaluate(model: str, out: Path | None, **options: Any) -> None:
+    """Evaluate a model, checkpoint or run: pass@k on held-out and out-of-distribution problems.
+
+    A run is evaluated as it was trained (tasks, template, verifier, budget) unless an option says otherwise."""
     import json
 
     from reasoner.config import load_config
+    from reasoner.run import is_run, reopen
 
-    config = load_config(
-        None,
-        {
-            "model": model,
-            "seed": options["seed"],
-            "tasks.source": spec,
-            "verifier.name": options["verifier"],
-            "eval.samples": options["samples"],
-            "eval.problems": options["problems"],
-            "rollout.max_tokens": options["max_tokens"],
-            "rollout.temperature": options["temperature"],
-        },
-    )
+    if out and not out.absolute().parent.is_dir():
+        raise UsageError(f"--json {out}: there is no directory {out.absolute().parent}")
+    keys = {
+        "tasks": "tasks.source",
+        "samples": "eval.samples",
+        "problems": "eval.problems",
+        "max_tokens": "rollout.max_tokens",
+        "temperature": "rollout.temperature",
+        "verifier": "verifier.name",
+        "seed": "seed",
+    }
+    given = {keys[name]: value for name, value in options.items() if value is not None}
+    given |= {"model": model, "server.addresses": ()}
+    config = reopen(model, given)[1] if is_run(model) else load_config(None, given)
+    click.echo(f"tasks {config.tasks.source}, verifier {config.verifier.name}", err=True)
     from reasoner.evaluation import evaluate as run_evaluation
 
     result = run_evaluation(config, progress=lambda text: click.echo(text, err=True))

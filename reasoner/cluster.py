@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,10 @@ class Processes:
 
     def wake_servers(self) -> None:
         ray.get([server.wake_up.remote() for server in self.servers])
+
+    def tokens_generated(self) -> int:
+        """Tokens our own servers have sampled so far: whether a slow run is alive."""
+        return sum(s.tokens_generated for s in ray.get([x.stats.remote() for x in self.servers], timeout=60))
 
     def stop(self) -> None:
         for worker in self.workers:
@@ -139,22 +145,40 @@ def context_tokens(config: Config, model: ModelSource) -> int:
     return wanted
 
 
-def connect(address: str) -> None:
-    """Joins the Ray cluster at `address`, or starts one in this process's care when it is empty."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A Ray cluster for the block: the one at `address`, or one started here when it is empty. A Ray that the
+    caller's program had initialised before is used and left alone."""
     if ray.is_initialized():
+        yield
         return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address:
+            _check_reachable(address)
             ray.init(address=address, **common)
         else:
             # Logical CPUs only place actors; processes here are mostly waiting for one another.
-            ray.init(
-                address="local", num_cpus=max(16, os.cpu_count() or 1), include_dashboard=False, **common
-            )
+            cpus = max(16, os.cpu_count() or 1)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
     except ConnectionError as e:
         raise UsageError(f"no Ray cluster answers at {address!r}: {e}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody is there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto" and the like: Ray knows at once
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as e:
+        raise ConnectionError(f"{e.strerror or e}") from None
 
 
 def start(
@@ -172,6 +196,9 @@ def start(
     Raises ServerError with the last log lines of a server that never becomes healthy."""
     if config.cluster.colocate and not _on_gpu(config):
         raise UsageError("cluster.colocate shares a GPU, and there is none: leave it off on CPU")
+    if config.learner.device == "cuda" and not ray.cluster_resources().get("GPU"):
+        raise UsageError("learner.device is cuda, but Ray sees no GPU")
+    log_dir = log_dir.absolute()  # actors may have another working directory
     processes = Processes([], [], None)
     timeout_s = config.server.startup_timeout_s
     try:
@@ -184,7 +211,10 @@ def start(
                 )
         processes.servers.extend(servers.values())
         samplers: list[Sampler] = [RaySampler(server) for server in processes.servers]
-        samplers += [HTTPSampler(url) for url in config.server.addresses]
+        samplers += [
+            HTTPSampler(url, stop_token_ids=model.end_token_ids, api_key=os.environ.get("VLLM_API_KEY"))
+            for url in config.server.addresses
+        ]
         for sampler in samplers[len(processes.servers) :]:
             asyncio.run(_check_external(sampler))
         pending = []
@@ -216,17 +246,16 @@ def start(
         raise
 
 
-def unwrap(error: BaseException) -> BaseException:
+def unwrap(error: BaseException) -> ReasonerError:
     """The error a user can act on, out of the wrapping that Ray puts around it."""
     cause = getattr(error, "cause", None)
-    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, ReasonerError):
-        return cause
+    for candidate in (error, cause):
+        if isinstance(candidate, ReasonerError):
+            return candidate
     if isinstance(error, ray.exceptions.RayActorError):
-        text = str(error)
-        if isinstance(cause, BaseException) and not isinstance(cause, ray.exceptions.RayError):
-            return cause
-        return ServerError(f"a process of the run died: {text}")
-    return error
+        return ServerError(f"a process of the run died: {error}")
+    shown = cause if isinstance(cause, BaseException) else error
+    return ReasonerError(f"{type(shown).__name__}: {shown}")
 
 
 def _on_gpu(config: Config) -> bool:

@@ -108,7 +108,7 @@ class LearnerKeys(Section):
         "float32", description="compute type; master weights are fp32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    device: str = Field("auto", description="auto, cpu or cuda")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
     threads: int = Field(2, ge=1, description="CPU threads of the learner")
 
 

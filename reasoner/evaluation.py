@@ -21,11 +21,13 @@ import ray
 from envs.tasks import load_tasks
 from reasoner import cluster
 from reasoner.config import Config
+from reasoner.errors import ReasonerError, UsageError
 from reasoner.flops import FlopCounter
 from reasoner.model_source import resolve_model
 from reasoner.run import prompt_template, provenance
 from reasoner.self_correction import detect, self_corrected
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, Task
+from verifiers import load_verifier
 
 SPLITS = ("held_out", "ood")
 
@@ -114,34 +116,41 @@ def evaluate(
     own server and workers. Raises UsageError for a model, tasks or verifier that cannot be used."""
     model = resolve_model(config.model)
     template = prompt_template(config.tasks.template, model)
+    cluster.context_tokens(config, model)
     source = load_tasks(config.tasks.source, config.seed)
+    verifier = verifier if verifier is not None else config.verifier.name
+    load_verifier(verifier)
+    if config.server.addresses:
+        raise UsageError("evaluation starts its own server: leave server.addresses out")
+    tasks = {split: found for split in SPLITS if (found := source.split(split, config.eval.problems))}
+    if not tasks:
+        raise UsageError(f"{config.tasks.source} has neither held-out nor out-of-distribution tasks")
     flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
     params = SamplingParams(config.rollout.max_tokens, config.rollout.temperature, config.rollout.stop)
     splits = {}
     progress(f"starting vLLM with {model.name} …")
-    cluster.connect(config.cluster.address)
-    processes = None
     try:
-        with tempfile.TemporaryDirectory(prefix="reasoner-eval-") as logs:
-            processes = cluster.start(
-                config, model, template, verifier or config.verifier.name, Path(logs), learner_base=None
-            )
-            for split in SPLITS:
-                if tasks := source.split(split, config.eval.problems):
-                    progress(f"{split}: {len(tasks)} problems × {config.eval.samples} samples")
-                    groups = evaluate_split(processes.workers, tasks, config.eval.samples, params)
+        with (
+            cluster.connected(config.cluster.address),
+            tempfile.TemporaryDirectory(prefix="reasoner-eval-") as logs,
+        ):
+            processes = cluster.start(config, model, template, verifier, Path(logs), learner_base=None)
+            try:
+                for split, problems in tasks.items():
+                    progress(f"{split}: {len(problems)} problems × {config.eval.samples} samples")
+                    groups = evaluate_split(processes.workers, problems, config.eval.samples, params)
+                    check_scored(groups)
                     splits[split] = {**summarise(groups), **scaling(groups, flops, config.seed)}
+            finally:
+                processes.stop()
     except ray.exceptions.RayError as e:
         raise cluster.unwrap(e) from None
-    finally:
-        if processes is not None:
-            processes.stop()
-        if not config.cluster.address:
-            ray.shutdown()
     return {
         "model": model.name,
         "versions": provenance(),
         "seed": config.seed,
+        "tasks": config.tasks.source,
+        "verifier": config.verifier.name,
         "sampling": {
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
@@ -151,6 +160,15 @@ def evaluate(
         "budgets": None,
         "exchange_rate": None,
     }
+
+
+def check_scored(groups: Sequence[Group]) -> None:
+    """Raises ReasonerError when a verifier scored nothing at all: it is broken, or the references are."""
+    verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
+    if verdicts and all(v.status in ("error", "bad_reference") for v in verdicts):
+        raise ReasonerError(
+            f"the verifier scored none of {len(verdicts)} rollouts: {verdicts[0].status}: {verdicts[0].detail}"
+        )
 
 
 def scaling(groups: Sequence[Group], flops: FlopCounter, seed: int, resamples: int = 2000) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reasoner.errors import UsageError
+
 
 @dataclass(frozen=True)
 class FlopCounter:
@@ -19,7 +21,19 @@ class FlopCounter:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FlopCounter:
-        """From a Hugging Face `config.json` of the Llama family (Llama, Qwen2, Qwen3, Mistral)."""
+        """From a Hugging Face `config.json` of the Llama family (Llama, Qwen2, Qwen3, Mistral). Raises
+        UsageError for a model of another shape."""
+        needed = (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "vocab_size",
+        )
+        if missing := [name for name in needed if name not in config]:
+            raise UsageError(
+                f"only models of the Llama family can be used: config.json has no {', '.join(missing)}"
+            )
         hidden, layers, heads = (
             config["hidden_size"],
             config["num_hidden_layers"],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -141,6 +140,8 @@ class Learner:
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.train()  # transformers checkpoints in training mode only; there is no dropout to wake
+        # In memory: the directory may be a checkpoint that retention deletes while the run goes on.
+        self._tokenizer_files = read_tokenizer_files(self.model_path)
         self.reference = None
         if config.kl_coef > 0:
             self.reference = load_model(reference_path or model_path, self.device).requires_grad_(False)
@@ -267,14 +268,8 @@ class Learner:
         """Write a plain Hugging Face directory: config, fp32 safetensors, tokenizer."""
         path = Path(path)
         self.model.save_pretrained(path)
-        if not self.model_path.is_dir():
-            from transformers import AutoTokenizer  # a hub name: its files are in the cache, not beside us
-
-            AutoTokenizer.from_pretrained(self.model_path.as_posix()).save_pretrained(path)
-            return
-        for name in TOKENIZER_FILES:
-            if (self.model_path / name).is_file():
-                shutil.copyfile(self.model_path / name, path / name)
+        for name, content in self._tokenizer_files.items():
+            (path / name).write_bytes(content)
 
     def save_trainer(self, path: str | Path) -> None:
         """Write everything but the weights that an exact continuation needs, into the directory `path`."""
@@ -364,6 +359,17 @@ def load_model(path: str | Path, device: torch.device) -> nn.Module:
             module.p = 0.0
     use_lean_kernels(model)
     return model.to(device).eval()
+
+
+def read_tokenizer_files(model_path: Path) -> dict[str, bytes]:
+    """Name and content of the tokenizer's files; of a hub name those in the cache."""
+    if not model_path.is_dir():
+        from huggingface_hub import snapshot_download
+
+        model_path = Path(snapshot_download(model_path.as_posix(), allow_patterns=list(TOKENIZER_FILES)))
+    return {
+        name: (model_path / name).read_bytes() for name in TOKENIZER_FILES if (model_path / name).is_file()
+    }
 
 
 def make_optimizer(model: nn.Module, config: LearnerConfig) -> torch.optim.AdamW:

@@ -47,6 +47,16 @@ class ModelSource:
     vocab_size: int
     num_parameters: int | None  # None when the weights are not safetensors
 
+    @property
+    def end_token_ids(self) -> list[int]:
+        """The end tokens named by config.json and generation_config.json."""
+        ids: set[int] = set()
+        for name in ("config.json", "generation_config.json"):
+            file = self.path / name
+            eos = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+            ids.update([] if eos is None else [eos] if isinstance(eos, int) else eos)
+        return sorted(ids)
+
 
 def resolve_model(name: str, *, runs_dir: Path | str = "runs") -> ModelSource:
     """Find `name`, download or convert it if need be, and check it.

@@ -41,8 +41,9 @@ class StepOutcome:
 
 
 class Recorder:
-    def __init__(self, journal: Journal, flops: FlopCounter) -> None:
+    def __init__(self, journal: Journal, flops: FlopCounter, *, asynchronous: bool) -> None:
         self._journal = journal
+        self._asynchronous = asynchronous
         self._flops = flops
 
     def metrics_of(
@@ -57,18 +58,20 @@ class Recorder:
         lengths = [len(r.token_ids) for g in out.all_groups for r in g.rollouts]
         sampled = sum(r.num_action_tokens for g in out.all_groups for r in g.rollouts)
         trained = out.update.lengths if out.update else []
+        learner = out.update.metrics if out.update else {}
+        sampling_s = seconds["total"] if self._asynchronous else seconds["rollout"]
         return step_metrics(
             step=step,
             policy_version=out.version,
             seconds=seconds,
             groups=out.all_groups,
             evaluation=evaluation,
-            **(out.update.metrics if out.update else {}),
+            **learner,
             filtered_groups=len(out.filtered),
             dropped_stale=len(out.stale),
             learner_tokens_per_s=sum(trained) / seconds["learn"] if trained and seconds["learn"] else None,
-            sampler_tokens_per_s=sampled / seconds["rollout"] if seconds["rollout"] else None,
-            train_flops=self._flops.train(trained),
+            sampler_tokens_per_s=sampled / sampling_s if sampling_s else None,
+            train_flops=learner.get("flops", 0.0),
             sample_flops=self._flops.forward(lengths),
             sync_seconds=out.sync.seconds,
             sync_bytes=out.sync.bytes,

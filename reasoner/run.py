@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from envs.tasks import TaskSource, load_tasks
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.cluster import context_tokens
 from reasoner.config import Config, config_toml, load_config
+from reasoner.durable import disk_errors, write_atomically
 from reasoner.errors import UsageError
+from reasoner.flops import FlopCounter
 from reasoner.model_source import ModelSource, resolve_model
 from verifiers import load_verifier
 
@@ -32,6 +35,7 @@ class Run:
     base_model: ModelSource  # what the run began with
     template: str  # "base", "chat", or a text with {prompt}
     verifier: Any
+    flops: FlopCounter
     resumed: bool
 
     @property
@@ -48,21 +52,50 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
     template = prompt_template(config.tasks.template, model)
     context_tokens(config, model)
     _check_tasks(load_tasks(config.tasks.source, config.seed), config.tasks.source)
+    config = _with_verifier(config, verifier)
     spec = verifier if verifier is not None else config.verifier.name
     load_verifier(spec)
+    flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
     _check_disk(path, model)
     if resume:
         latest = CheckpointStore(path, config.checkpoint.keep).latest()
         if latest is None:
             raise UsageError(f"{path} has no complete checkpoint to resume from: start a new run")
-        done = load_state(latest)["step"]
+        state = load_state(latest)
+        done = state["step"]
         if config.steps <= done:
             raise UsageError(f"{path} is already at step {done} of {config.steps}: raise --steps to train on")
-        return Run(path, config, resolve_model(str(latest)), model, template, spec, resumed=True)
-    path.mkdir(parents=True)
-    (path / "logs").mkdir()
-    (path / "config.toml").write_text(config_toml(config, provenance()))
-    return Run(path, config, model, model, template, spec, resumed=False)
+        if 0 < config.time_limit_s <= state["seconds"]:
+            raise UsageError(f"{path} has used up its time_limit_s: raise --time_limit_s to train on")
+        (path / "config.toml").replace(path / f"config_until_{done:06d}.toml")
+        _write_config(path, config)
+        return Run(path, config, resolve_model(str(latest)), model, template, spec, flops, resumed=True)
+    with disk_errors(path):
+        (path / "logs").mkdir(parents=True)
+    _write_config(path, config)
+    return Run(path, config, model, model, template, spec, flops, resumed=False)
+
+
+def _write_config(path: Path, config: Config) -> None:
+    write_atomically(path / "config.toml", config_toml(config, provenance()).encode())
+
+
+def _with_verifier(config: Config, verifier: Any) -> Config:
+    """A callable given in Python is recorded by name, so that no run goes on with another reward."""
+    name = config.verifier.name
+    if verifier is None:
+        if name.startswith("<"):
+            raise UsageError(
+                f"this run was started from Python with the verifier {name}: resume it from Python"
+            )
+        return config
+    spec = verifier if isinstance(verifier, str) else f"<{getattr(verifier, '__qualname__', repr(verifier))}>"
+    return config.model_copy(update={"verifier": config.verifier.model_copy(update={"name": spec})})
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether `name` is a run directory, or the name of one under runs/."""
+    return any((home / "config.toml").is_file() for home in (Path(name), Path("runs") / name))
 
 
 def reopen(run_dir: str | Path, overrides: dict[str, Any]) -> tuple[Path, Config]:

@@ -10,13 +10,12 @@ Left out on purpose: learning-rate search, reward shaping, value functions.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,19 @@ import ray
 
 from envs.tasks import TaskSource, load_tasks
 from reasoner import cluster
-from reasoner.advantages import compute_advantages, filter_groups, group_rewards
+from reasoner.advantages import (
+    GROUP_RELATIVE,
+    MIN_SCORED,
+    compute_advantages,
+    filter_groups,
+    group_rewards,
+)
 from reasoner.batch import build_batch, trained_rollouts
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.display import Display
 from reasoner.errors import ReasonerError, UsageError
-from reasoner.evaluation import SPLITS, evaluate_split, summarise
-from reasoner.flops import FlopCounter
+from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise
 from reasoner.journal import Journal, Use
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
@@ -44,7 +48,11 @@ from rollouts.worker import GroupResult
 
 log = logging.getLogger(__name__)
 
-STALL_S = 900.0  # nothing finished for this long: something hangs
+STALL_S = 900.0  # nothing finished and no token was sampled for this long: something hangs
+MAX_REPLACED = (
+    4  # replaced groups a step, in batches: a policy that solves everything must not sample forever
+)
+MAX_IDLE_STEPS = 20  # steps in a row without any group to learn from, after which the user is told
 
 
 class Interrupted(Exception):
@@ -71,21 +79,24 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
     run saved and resumable, when something breaks on the way."""
     run = prepare(config, verifier=verifier, resume=resume)
     display = Display(total_steps=config.steps)
-    processes = None
     try:
-        with display, _log_file(run.log_dir / "driver.log"), _stop_signals(display) as stop_requested:
+        with display, _log_file(run.log_dir / "driver.log"), cluster.connected(config.cluster.address):
             display.status("starting Ray, vLLM and the learner …")
-            cluster.connect(config.cluster.address)
-            processes = cluster.start(
-                config, run.model, run.template, run.verifier, run.log_dir, learner_base=run.base_model.path
-            )
-            Loop(run, processes, display, stop_requested).run()
+            with _stop_signals(display) as stop_requested:  # after Ray, which installs handlers of its own
+                processes = cluster.start(
+                    config,
+                    run.model,
+                    run.template,
+                    run.verifier,
+                    run.log_dir,
+                    learner_base=run.base_model.path,
+                )
+                try:
+                    Loop(run, processes, display, stop_requested).run()
+                finally:
+                    processes.stop()
     except (ray.exceptions.RayError, ReasonerError) as e:
         raise _explained(cluster.unwrap(e), run) from None
-    finally:
-        if processes is not None:
-            processes.stop()
-        ray.shutdown()
     return run.path
 
 
@@ -93,7 +104,7 @@ def _explained(error: BaseException, run: Run) -> BaseException:
     """The error with what is left of the run: how to go on, or nothing where nothing had begun."""
     if CheckpointStore(run.path).latest() is not None:
         return ReasonerError(f"{error}\nThe run is saved. Continue with: reasoner train --resume {run.path}")
-    if isinstance(error, UsageError) and not run.resumed:
+    if isinstance(error, UsageError) and not run.resumed and not read_metrics(run.path):
         shutil.rmtree(run.path)
     return error
 
@@ -108,10 +119,9 @@ class Loop:
         self.run_, self.config, self.processes, self.display = run, config, processes, display
         self.stop_requested = stop_requested
         self.source: TaskSource = load_tasks(config.tasks.source, config.seed)
-        flops = FlopCounter.from_config(json.loads((run.model.path / "config.json").read_text()))
         self.checkpoints = CheckpointStore(run.path, config.checkpoint.keep)
         self.journal = Journal(run.path)
-        self.recorder = Recorder(self.journal, flops)
+        self.recorder = Recorder(self.journal, run.flops, asynchronous=config.max_staleness > 0)
         self.progress = self._restore_progress()
         self.retired = set(self.progress.retired)
         self.saved_step = self.progress.step if run.resumed else None
@@ -130,6 +140,7 @@ class Loop:
             self._restore_queue()
         self.calls: dict[Any, int] = {}  # Ray reference of a running group → its index in the stream
         self.replaced: list[Group] = []  # since the last step, when they are replaced
+        self.idle_steps = 0
         self.between_steps = True  # learner, journal and progress agree: a checkpoint may be written
         self.timeline = Timeline()
         self.last_verify_seconds = 0.0
@@ -142,30 +153,41 @@ class Loop:
             self._sync(self.progress.policy_version)
             if not read_metrics(self.run_.path):
                 self._record_initial_evaluation()
+            if self.saved_step is None:
+                self.save()  # from here on a run can be resumed whatever happens
             while self.progress.step < self.config.steps and not self._out_of_time():
                 self.step()
+            self._save_if_new()
         except Interrupted:
-            self.save()
+            self._save_if_new()
             raise
         except (ray.exceptions.RayError, ReasonerError):
             log.exception("step %d failed", self.progress.step + 1)  # the traceback is for logs/driver.log
             self._save_if_possible()
             raise
         finally:
-            self.metrics.close()
-            self.journal.close()
-            self._write_report()
-        if self.saved_step != self.progress.step:
-            self.save()
+            self._close()
+
+    def _close(self) -> None:
+        """The report is a copy of what is safe already: if it cannot be written, that is no failed run."""
+        with ExitStack() as stack:
+            stack.callback(self.metrics.close)
+            stack.callback(self.journal.close)
+            try:
+                self._write_report()
+            except (OSError, ReasonerError) as e:
+                log.exception("no report")
+                self.display.message(f"report.html could not be written: {e}")
 
     def step(self) -> None:
         """One training step: collect a batch, update on it, and give the new weights to the servers."""
         with self.timeline.measure("rollout"):
             self._pump(until=lambda: self.queue.batch_ready)
         groups, stale = self.queue.take_batch()
-        self._check_scored(groups)
+        check_scored(groups)
         kept, filtered = self._filter(groups)
         version = self.queue.version
+        self._tell_of_idleness(bool(kept))
         self.between_steps = False
         update = self._update(kept) if kept else None
         with self.timeline.measure("sync"):
@@ -177,6 +199,14 @@ class Loop:
         self.recorder.journal_fates(self.progress.step, outcome)
         self.between_steps = True
         self._record(outcome)
+
+    def _tell_of_idleness(self, learned: bool) -> None:
+        self.idle_steps = 0 if learned else self.idle_steps + 1
+        if self.idle_steps == MAX_IDLE_STEPS:
+            self.display.message(
+                f"no group of the last {MAX_IDLE_STEPS} steps had different rewards: nothing is learned "
+                "(the tasks are too easy or too hard for the policy, or the verifier says the same to all)"
+            )
 
     def _update(self, groups: list[Group]) -> Update:
         """Rewards → advantages → packed batch → loss and optimizer step."""
@@ -218,7 +248,7 @@ class Loop:
 
     def _pump(self, until: Callable[[], bool]) -> None:
         """Keeps sampling going and takes in what finishes, until the condition holds."""
-        deadline = time.monotonic() + STALL_S
+        deadline, tokens = time.monotonic() + STALL_S, 0
         while not until():
             self._admit()
             arrived = self._arrivals(timeout_s=1.0)
@@ -226,6 +256,10 @@ class Loop:
                 deadline = time.monotonic() + STALL_S
             self._check_stop()
             if time.monotonic() > deadline:
+                tokens, before = self.processes.tokens_generated(), tokens
+                if tokens > before:  # long chains of thought: slow is not stuck
+                    deadline = time.monotonic() + STALL_S
+                    continue
                 raise ReasonerError(
                     f"no group finished for {STALL_S:.0f} s ({len(self.calls)} running); "
                     f"logs: {self.run_.log_dir}"
@@ -277,7 +311,11 @@ class Loop:
         group = result.group
         self.last_verify_seconds = result.verify_seconds
         self._retire(group)
-        replace = self.config.learner.zero_variance == "top_up" and bool(self._filter([group])[1])
+        replace = (
+            self.config.learner.zero_variance == "top_up"
+            and len(self.replaced) < MAX_REPLACED * self.config.rollout.groups_per_step
+            and bool(self._filter([group])[1])
+        )
         self.queue.finish(call, group, keep=not replace)
         if replace:
             self.replaced.append(group)
@@ -292,10 +330,12 @@ class Loop:
 
     def _filter(self, groups: list[Group]) -> tuple[list[Group], list[Group]]:
         masked = self.config.learner.mask_truncated
-        if self.config.learner.zero_variance == "keep":
+        relative = self.config.learner.estimator in GROUP_RELATIVE
+        if self.config.learner.zero_variance == "keep" or not relative:
+            needed = MIN_SCORED if relative else 1
             scored = [int(np.isfinite(group_rewards(g, mask_truncated=masked)).sum()) for g in groups]
-            kept = [g for g, n in zip(groups, scored, strict=True) if n > 1]
-            return kept, [g for g, n in zip(groups, scored, strict=True) if n <= 1]
+            kept = [g for g, n in zip(groups, scored, strict=True) if n >= needed]
+            return kept, [g for g, n in zip(groups, scored, strict=True) if n < needed]
         return filter_groups(groups, mask_truncated=masked)
 
     def _wait(self, call: Any) -> Any:
@@ -307,8 +347,16 @@ class Loop:
                 return ray.get(call)
             self._arrivals(timeout_s=1.0, beside=[call])
 
+    @staticmethod
+    def _get(call: Any, what: str) -> Any:
+        """The result of a call that must come soon."""
+        try:
+            return ray.get(call, timeout=STALL_S)
+        except ray.exceptions.GetTimeoutError:
+            raise ReasonerError(f"waited {STALL_S:.0f} s in vain for the learner: {what}") from None
+
     def _sync(self, version: int) -> Any:
-        report = ray.get(self.processes.learner.sync.remote(version))
+        report = self._get(self.processes.learner.sync.remote(version), "weight sync")
         self.queue.version = version
         return report
 
@@ -325,7 +373,7 @@ class Loop:
             groups = evaluate_split(
                 self.processes.workers, tasks, config.samples, self._sampling(), on_wait=self._check_stop
             )
-            self._check_scored(groups)
+            check_scored(groups)
             result[split] = summarise(groups)
         return result
 
@@ -336,16 +384,17 @@ class Loop:
 
     def _record(self, out: StepOutcome) -> None:
         """Evaluates when it is time to, writes the step down, saves when it is time to."""
-        step, final = self.progress.step, self.progress.step == self.config.steps
+        step = self.progress.step
+        final = step == self.config.steps or self._out_of_time()
         seconds = self._lap()
         every = self.config.eval.every
-        stopped: Interrupted | None = None
+        stopped: Exception | None = None
         evaluation = None
         if final or (every and step % every == 0):
             try:
                 evaluation = self.evaluate()
-            except Interrupted as e:  # the step itself is done: it is recorded and saved
-                stopped = e
+            except (Interrupted, ReasonerError, ray.exceptions.RayError) as e:
+                stopped = e  # the step itself is done: it is recorded first
         elapsed_s = time.monotonic() - self.started
         line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
         sample = _sample(out.all_groups)
@@ -360,6 +409,7 @@ class Loop:
         """The step's seconds; the last group's verification was waited for as part of the rollout phase."""
         seconds = self.timeline.lap()
         tail = min(self.last_verify_seconds, seconds["rollout"])
+        self.last_verify_seconds = 0.0
         seconds["verify"] += tail
         seconds["rollout"] -= tail
         return seconds
@@ -371,16 +421,22 @@ class Loop:
         waiting = [*self.calls.values(), *(g.index for g in self.queue.queued)]
         state = {**self.progress.__dict__, "outstanding": sorted([*waiting, *self.progress.outstanding])}
         self.checkpoints.save(
-            self.progress.step, lambda path: ray.get(self.processes.learner.save.remote(path)), state
+            self.progress.step,
+            lambda path: self._get(self.processes.learner.save.remote(path.absolute()), "checkpoint"),
+            state,
         )
         self.saved_step = self.progress.step
 
+    def _save_if_new(self) -> None:
+        if self.saved_step != self.progress.step:
+            self.save()
+
     def _save_if_possible(self) -> None:
         """After a failure: saves unless it struck inside a step or the learner is gone."""
-        if not self.between_steps or self.saved_step == self.progress.step:
+        if not self.between_steps:
             return
         try:
-            self.save()
+            self._save_if_new()
         except (ray.exceptions.RayError, ReasonerError) as e:
             log.error("could not save step %d: %s; the last checkpoint stands", self.progress.step, e)
 
@@ -388,7 +444,7 @@ class Loop:
         path = self.checkpoints.latest() if self.run_.resumed else None
         if path is None:
             return Progress()
-        ray.get(self.processes.learner.load_trainer.remote(path))
+        self._get(self.processes.learner.load_trainer.remote(path.absolute()), "optimizer state")
         known = Progress.__dataclass_fields__
         return Progress(**{key: value for key, value in load_state(path).items() if key in known})
 
@@ -422,15 +478,6 @@ class Loop:
     def _out_of_time(self) -> bool:
         limit = self.config.time_limit_s
         return bool(limit) and time.monotonic() - self.started > limit
-
-    def _check_scored(self, groups: Sequence[Group]) -> None:
-        """A verifier that fails on everything is broken: stop, saved, rather than train on nothing."""
-        verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
-        if verdicts and all(v.status in ("error", "bad_reference") for v in verdicts):
-            raise ReasonerError(
-                f"the verifier scored none of {len(verdicts)} rollouts: "
-                f"{verdicts[0].status}: {verdicts[0].detail}"
-            )
 
 
 def _sample(groups: Sequence[Group]) -> Rollout | None:

@@ -105,7 +105,7 @@ class RayControl(ServerControl):
         self._get(self._actor.reject.remote(reason))
 
     def probe(self, sequences: Sequence[np.ndarray], temperature: float) -> Probe:
-        packed = pack_sequences(sequences)
+        packed = pack_sequences([s.tolist() for s in sequences])
         scores, sampled = self._get(
             [
                 self._actor.score.remote(packed, temperature),

@@ -105,6 +105,8 @@ class EngineLoop:
         future: Future[Any] = Future()
 
         def command() -> None:
+            if not future.set_running_or_notify_cancel():  # the caller is gone
+                return
             if self.dead is not None:
                 future.set_exception(ServerError(self.dead))
                 return

@@ -130,9 +130,10 @@ class HTTPSampler:
         self, prompt: list[int], count: int, params: SamplingParams, index: int
     ) -> tuple[list[Completion], set[str]]:
         """`count` samples of one prompt, and the weight versions their tokens were sampled under."""
-        body = {"token_ids": prompt, "sampling_params": self._params(params, index) | {"n": count}}
+        sampling = self._params(params, index) | {"n": count}
         if not params.stop:
-            body["sampling_params"]["detokenize"] = False
+            sampling["detokenize"] = False
+        body = {"token_ids": prompt, "sampling_params": sampling}
         answer = await self._post("/inference/v1/generate", json=body)
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         labels = {span["version"] for c in choices for span in c.get("weight_versions") or ()}

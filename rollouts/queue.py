@@ -55,7 +55,8 @@ class RolloutQueue:
 
     def take_batch(self) -> tuple[list[Group], list[Group]]:
         """(groups to train on, groups dropped because they are too old: only after a resume or a failure)."""
-        taken = [self.queued.popleft() for _ in range(self.groups_per_step)]
+        by_age = sorted(self.queued, key=lambda group: group.oldest_version)  # stable: else first come, first
+        taken, self.queued = by_age[: self.groups_per_step], deque(by_age[self.groups_per_step :])
         self.trained += len(taken)
         fresh = [g for g in taken if self.version - g.oldest_version <= self.max_staleness]
         return fresh, [g for g in taken if self.version - g.oldest_version > self.max_staleness]

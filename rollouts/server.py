@@ -73,10 +73,11 @@ class VLLMServer:
         self._check(sequences, params.max_tokens)
         future = self._engine.generate(sequences, params)
         try:
-            return pack_completions(await asyncio.wrap_future(future))
+            completions = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             self._engine.abort(future)
             raise
+        return pack_completions(completions)
 
     async def score(self, sequences: PackedSequences, temperature: float) -> list[np.ndarray]:
         """Teacher-forced logprobs (T,) of each sequence at `temperature`, entry 0 is 0."""
@@ -88,7 +89,8 @@ class VLLMServer:
         """One token after each sequence, sampled the ordinary way (prefix cache included)."""
         lists = sequences.unpack()
         self._check(lists, 1)
-        return pack_completions(await asyncio.wrap_future(self._engine.sample_one(lists, temperature)))
+        completions = await asyncio.wrap_future(self._engine.sample_one(lists, temperature))
+        return pack_completions(completions)
 
     async def pause(self, clear_cache: bool = True) -> None:
         """Stop computing; requests are kept. `clear_cache=False` leaves KV of the old weights behind."""

@@ -99,11 +99,20 @@ def test_a_run_keeps_the_contract_and_resumes(tmp_path):
     assert "<html" in (path / "report.html").read_text()
     assert list((path / "rollouts").iterdir())
 
-    more = run("train", "--resume", str(path), "--steps=3", cwd=tmp_path)
+    more = run("train", "--resume", str(path), "--steps=7", cwd=tmp_path)
     assert more.returncode == 0, more.stdout + more.stderr
     lines = metrics(path)
-    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert [line["step"] for line in lines] == list(range(8)), (
+        "also after retention removed what it came from"
+    )
     assert lines[3]["policy_version"] == 2
+    assert (path / "checkpoints" / "step_000007" / "tokenizer.json").is_file()
+
+    evaluated = run("eval", str(path), "--samples=2", "--json=eval.json", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    split = json.loads((tmp_path / "eval.json").read_text())["splits"]["held_out"]
+    assert (split["problems"], split["samples"]) == (8, 2), "problems are the run's, samples the option's"
+    assert split.keys() >= {"pass@k", "ci95", "flops_per_sample", "flops_per_correct", "self_corrected_rate"}
     assert not leftovers(tmp_path), "nothing is left running"
 
 
@@ -115,7 +124,8 @@ def test_asynchronous_run_has_bounded_staleness(tmp_path):
     assert max(staleness) <= 2 and max(staleness) > 0
 
 
-def test_ctrl_c_saves_and_exits_130(tmp_path):
+@pytest.mark.parametrize(("stop", "after_lines"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])
+def test_stopping_saves_and_exits_130(tmp_path, stop, after_lines):
     process = subprocess.Popen(
         command("train", "--name=c", "--steps=5000", *SMALL, "--checkpoint.every=0"),
         cwd=tmp_path,
@@ -126,17 +136,23 @@ def test_ctrl_c_saves_and_exits_130(tmp_path):
     )
     path = tmp_path / "runs" / "c"
     deadline = time.monotonic() + 180
-    while not (path / "metrics.jsonl").exists() or len(metrics(path)) < 3:
+    while not (path / "metrics.jsonl").exists() or len(metrics(path)) < after_lines:
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    if stop == signal.SIGINT:
+        os.killpg(process.pid, stop)  # as a terminal does: to the whole foreground group
+    else:
+        process.send_signal(stop)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
     saved = int(re.fullmatch(r"step_(\d+)", Path(path / "checkpoints" / "latest").resolve().name)[1])
-    assert saved >= 2
+    assert saved >= after_lines - 1
     assert f"--resume {path.relative_to(tmp_path)}" in output
     time.sleep(2)
     assert not leftovers(tmp_path)
+    more = run("train", "--resume", "runs/c", f"--steps={saved + 1}", cwd=tmp_path)
+    assert more.returncode == 0, more.stdout + more.stderr
+    assert [line["step"] for line in metrics(path)] == list(range(saved + 2))
 
 
 def test_a_verifier_that_raises_stops_saved_with_its_message(tmp_path):
@@ -144,15 +160,18 @@ def test_a_verifier_that_raises_stops_saved_with_its_message(tmp_path):
         "def check(completion, task):\n    raise RuntimeError('no such luck')\n"
     )
     flags = ["--name=v", "--steps=3", "--verifier", "broken:check", *SMALL]
-    done = run("train", *flags, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    done = run("train", *flags, cwd=tmp_path)
     assert done.returncode == 1
     assert "no such luck" in done.stderr and "Traceback" not in done.stderr
+    (tmp_path / "broken.py").write_text("def check(completion, task):\n    return len(completion) < 12\n")
+    more = run("train", "--resume", "runs/v", "--steps=1", cwd=tmp_path)
+    assert more.returncode == 0, more.stdout + more.stderr
 
 
 def test_a_plug_in_verifier_decides_the_reward(tmp_path):
     (tmp_path / "mine.py").write_text("def short(completion, task):\n    return len(completion) < 12\n")
     flags = ["--name=p", "--steps=1", "--verifier", "mine:short", *SMALL]
-    done = run("train", *flags, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    done = run("train", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 0 < metrics(tmp_path / "runs" / "p")[1]["reward_mean"] <= 1
 
@@ -164,6 +183,8 @@ def test_a_plug_in_verifier_decides_the_reward(tmp_path):
         (["--rollout.group_size=1"], "at least 2"),
         (["--rollout.max_tokens=100000"], "tokens"),
         (["--rollout.top_p=0.9"], "top_p"),
+        (["--learner.device=cuda"], "no GPU"),
+        (["--tasks.source=no_such_module:tasks"], "no_such_module"),
         (["--model=/nowhere/model"], "/nowhere/model"),
         (["--tasks.template=chat"], "chat template"),
         (["--tasks.source=arithmetics"], "arithmetic"),
