@@ -26,7 +26,7 @@ _UNIT_BEHIND = re.compile(
 @dataclass(frozen=True)
 class Extraction:
     """`answer` is the text of the final answer, or None with the reason in `how`. `several` holds the single
-    answers when one statement makes more than one (boxes side by side)."""
+    answers when one statement or paragraph makes more than one."""
 
     answer: str | None
     how: str
@@ -98,8 +98,20 @@ def from_boxes(text: str, boxes: list[Box]) -> Extraction:
             distinct = [f"-({distinct[0]})" if not distinct[0].isdigit() else f"-{distinct[0]}"]
         elif _is_part(text, group[0].start, group[-1].end):
             return Extraction(None, "the box is part of a larger expression")
-        return Extraction(distinct[0] + _unit_behind(text, group[-1].end), "box")
+        answer = distinct[0] + _unit_behind(text, group[-1].end)
+        return Extraction(answer, "box", _in_paragraph(text, boxes))
     return Extraction(", ".join(distinct), "several boxes in one statement", tuple(distinct))
+
+
+def _in_paragraph(text: str, boxes: list[Box]) -> tuple[str, ...]:
+    """The different answers boxed in the paragraph of the last box, when words stand between them: together
+    they may answer a question for several values."""
+    start = text.rfind("\n\n", 0, boxes[-1].start) + 1
+    found = [box for box in boxes if box.start >= start]
+    if CORRECTION.search(text[found[0].end : found[-1].start]):
+        return ()
+    contents = tuple(dict.fromkeys(box.content.strip() for box in found))
+    return contents if len(contents) > 1 and all(contents) else ()
 
 
 def _refused(text: str, start: int, end: int) -> str | None:

@@ -124,6 +124,8 @@ class Comparison:
                 if len({u.factor for u in units}) == len(units):
                     return Add(node.items)
         if isinstance(node, Seq) and node.open == "" and len(node.items) > 1:
+            if node.joined == "or" and len(node.items) == 2 and self.agree(*node.items):
+                return node.items[0]  # "1/2 or 0.5": one answer written twice
             return self.without_conditions(node)
         return node
 

@@ -20,6 +20,7 @@ from verifiers.phrases import (
     NEGATION_BEFORE,
     PHRASE,
     PHRASE_AFTER,
+    RESULT,
     ROUNDED,
 )
 from verifiers.tables import FUNCTIONS, GREEK, MEANING
@@ -37,7 +38,7 @@ _CLOSE_THINK = re.compile(
     r"<\|end_of_thought\|>|\[/THINK\]|<\|end\|>",
     re.IGNORECASE,
 )
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<(answer|final_answer|final|ans|solution)>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _HASHES = re.compile(r"^[ \t]*#{4,}[ \t]*(.+)$", re.MULTILINE)
 _COMMENT_LINE = re.compile(r"^[ \t]*%.*$", re.MULTILINE)
 _SPECIAL = re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<\|end▁of▁sentence\|>", re.IGNORECASE)
@@ -125,14 +126,14 @@ def _phrase(text: str) -> tuple[int, str, str] | None:
     offset = max(0, len(text) - MAX_TAIL)
     tail = text[offset:]
     for match in _TAG.finditer(tail):
-        found = (match.start(), match.group(1), "answer tag")
+        found = (match.start(), match.group(2), "answer tag")
     for match in _HASHES.finditer(tail):
         if found is None or match.start() > found[0]:
             found = (match.start(), match.group(1), "####")
     for match in JSON_ANSWER.finditer(tail):
         if found is None or match.start() > found[0]:
             found = (match.start(), match.group(1), "JSON")
-    for match in PHRASE.finditer(tail):
+    for match in (*PHRASE.finditer(tail), *RESULT.finditer(tail)):
         if found is None or match.start() >= found[0]:
             content = tail[match.end() :]
             if content.strip() and not _inside(found, match.start(), tail):
@@ -158,6 +159,8 @@ def _from_phrase(content: str, how: str) -> Extraction:
         said = _phrase(content)
         if said is not None:
             return _from_phrase(said[1], "phrase")
+        if "\n" in content or len(content) > 100:
+            return _from_end(content)
         return Extraction(content or None, how)
     lines = [line for line in content.splitlines() if line.strip(" *#_:`>-")]
     if not lines:

@@ -36,6 +36,9 @@ ELEMENTARY = frozenset(
 )
 
 
+_TEN = Num(Fraction(10), None, 2)
+
+
 def is_literal(node: Node) -> bool:
     """Whether a reference is a number (no variables, no unknown functions)."""
     return not symbols(node)
@@ -57,6 +60,14 @@ def _rational(node: Node) -> bool:
 
 def _fractional(exp: Node) -> bool:
     return any(isinstance(p, Div) or (isinstance(p, Num) and p.value.denominator != 1) for p in walk(exp))
+
+
+def _literal_exponent(exp: Node) -> bool:
+    """An integer or a fraction of integers, and neither 0 nor 1."""
+    inner = exp.item if isinstance(exp, Neg) else exp
+    parts = (inner.top, inner.bottom) if isinstance(inner, Div) else (inner,)
+    trivial = isinstance(exp, Num) and exp.value in (0, 1)
+    return all(isinstance(part, Num) for part in parts) and not trivial
 
 
 def _scientific(items: tuple[Node, ...]) -> bool:
@@ -83,8 +94,10 @@ def unevaluated(node: Node) -> frozenset[str]:
                     found.add("product of roots")
             case Neg(Neg()):
                 found.add("double sign")
-            case Pow(Num(ten), _) if ten == 1:
+            case Pow(Num(base), _) if base == 1:
                 found.add("power of one")
+            case Pow(base, exp) if _rational(exp) and not _literal_exponent(exp) and base != _TEN:
+                found.add("exponent")
             case Call(name, _) if name != "root":
                 found.add("function" if name in ELEMENTARY else name)
             case Opaque(name, _):

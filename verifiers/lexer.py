@@ -34,7 +34,7 @@ _SCAN = re.compile(
     |(?P<op>.)""",
     re.VERBOSE | re.DOTALL,
 )
-_LATEX_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\\!|\\,|\{\\,\}|\\ |\\!,)\d{3})+(?!\d)")
+_LATEX_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\\!\s?|\\,\s?|\{\\,\}|\\ |\\!,)\d{3})+(?!\d)")
 _SPACE_GROUPED = re.compile(r"(?<![\d.,/^_{])(?<!\d )\d{1,3}(?: \d{3})+(?![\d/]| ?\d)")
 _COMMA_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _OPENERS, _CLOSERS = "([", ")]"

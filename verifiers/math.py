@@ -16,7 +16,7 @@ from reasoner.types import Task, Verdict
 from verifiers.base import Verifier
 from verifiers.budget import MAX_OPERATIONS, Budget, TooExpensive, Undefined
 from verifiers.extract import candidates, extract
-from verifiers.nodes import Node, Text, show
+from verifiers.nodes import Node, Seq, Text, show
 from verifiers.text import Unreadable, clean, words
 
 _INTEGER = re.compile(r"[+-]?\d{1,400}")
@@ -69,13 +69,14 @@ def read_reference(text: str) -> Reading:
         found = extract(stripped)
         stripped = found.answer or ""
     reading = read(stripped)
-    if reading.tree is None and stripped and not _MATHLIKE.search(stripped):
-        return Reading(stripped, Text(words(stripped)))
-    if reading.tree is None and len(stripped) > 40:
+    if reading.tree is None and stripped:
         found = extract(stripped)
         if found.answer is not None and found.answer != stripped:
             again = read(found.answer)
-            return again if again.tree is not None else reading
+            if again.tree is not None and not isinstance(again.tree, Text):
+                return again
+        if not _MATHLIKE.search(stripped):
+            return Reading(stripped, Text(words(stripped)))
     return reading
 
 
@@ -129,7 +130,16 @@ class MathVerifier(Verifier):
         if found.answer is None:
             return self._bad_reference(task) or Verdict.unparsed(found.how)
         answer = found.answer.strip()
-        return _quick(answer, task) or self._compare(answer, task, notes)
+        verdict = _quick(answer, task) or self._compare(answer, task, notes)
+        if not verdict.is_correct and found.several and self._wants_several(task):
+            joined = self._compare(", ".join(found.several), task, notes)
+            return joined if joined.is_correct else verdict
+        return verdict
+
+    def _wants_several(self, task: Task) -> bool:
+        """Whether some reference is a list or a set of answers."""
+        trees = [self._reference(reference).tree for reference in task.references]
+        return any(isinstance(tree, Seq) and tree.open in ("", "{") for tree in trees)
 
     def _compare(self, answer: str, task: Task, notes: list[str] | None) -> Verdict:
         reading = read(answer)

@@ -53,6 +53,15 @@ _OTHER_LANGUAGES = "|".join(
 _MARK = r"\s*(?:\*\*|__)?\s*(?:[:：=]|→|->)?\s*(?:\*\*|__)?\s*"
 #: Somebody else's answer is not the final statement.
 _NOT_OURS = r"(?<!gold )(?<!reference )(?<!expected )(?<!say the )(?<!truth )"
+#: "Result:" and the like announce an answer only when mathematics follows at once.
+_RESULT = (
+    r"(?:the )?(?:final )?(?:result|solution)(?: is)?|(?:die )?lösung(?: ist| lautet)?|"
+    r"(?:el )?resultado(?: final)?(?: es| é)?|(?:le )?résultat(?: est)?|(?:il )?risultato(?: è)?|solución|soluzione|"
+    r"solução|итого|итог|результат|结果(?:是|为)?|结论|結果"
+)
+RESULT = re.compile(
+    rf"(?<![\w-])(?:{_RESULT}){_MARK}(?<=[:：=>\s*_是为])(?=[$\\]*-?\d|\$|\\\()", re.IGNORECASE
+)
 PHRASE = re.compile(
     rf"(?:(?<![\w-]){_NOT_OURS}(?:the |my |our |your )?{_ANNOUNCES}|{_OTHER_LANGUAGES})(?![\w-])?{_MARK}"
     r"(?<=[:：=>\s*_是为為选選は은:])(?=\S)",

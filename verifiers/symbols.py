@@ -201,6 +201,8 @@ class Symbols(Literals):
         while self.peek().kind == "text":
             parts.append(self.next().text)
         plain = words(" ".join(parts))
+        if plain in ("all real numbers", "all reals", "the set of all real numbers", "any real number"):
+            return Const("R")
         return Const("oo") if plain in ("infinity", "positive infinity") else Text(plain)
 
     # -- commands --------------------------------------------------------------------------------------

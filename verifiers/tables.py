@@ -33,7 +33,7 @@ KNOWN_CALLS = frozenset(FUNCTIONS.values()) | {"root", "logb", "fact", "conj", "
 RELATIONS = {
     "=": "=", "<": "<", ">": ">", "le": "<=", "leq": "<=", "leqslant": "<=", "leqq": "<=", "ge": ">=",
     "geq": ">=", "geqslant": ">=", "geqq": ">=", "ne": "!=", "neq": "!=", "approx": "~", "simeq": "~",
-    "cong": "~", "equiv": "equiv", "in": "in", "lt": "<", "gt": ">", "doteq": "=", "sim": "sim",
+    "cong": "cong", "equiv": "equiv", "in": "in", "lt": "<", "gt": ">", "doteq": "=", "sim": "sim",
     "notin": "notin", "subset": "subset", "subseteq": "subset", "propto": "propto", "parallel": "parallel",
     "perp": "perp", "mid": "mid", "to": "to", "mapsto": "to",
 }  # fmt: skip

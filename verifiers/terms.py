@@ -219,7 +219,7 @@ class Terms(Symbols, Quantities):
         if self.peek().text == "^":
             self.next()
             node = Pow(node, self.exponent())
-        if isinstance(node, Num) and self.peek().text == "/" and not self.peek().spaced:
+        if isinstance(node, Num) and node.value == 1 and self.peek().text == "/" and not self.peek().spaced:
             raise Unreadable("is x^1/2 a root or a half?")
         return node
 
