@@ -200,7 +200,7 @@ def doctor() -> None:
 def evaluate(model: str, out: Path | None, **options: Any) -> None:
     """Evaluate a model, checkpoint or run: pass@k on held-out and out-of-distribution problems.
 
-    A run is evaluated as it was trained (tasks, template, verifier, budget) unless an option says otherwise."""
+    A run is evaluated as it was trained (tasks, template, verifier, budget) unless an option differs."""
     import json
 
     from reasoner.config import load_config

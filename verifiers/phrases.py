@@ -56,8 +56,8 @@ _NOT_OURS = r"(?<!gold )(?<!reference )(?<!expected )(?<!say the )(?<!truth )"
 #: "Result:" and the like announce an answer only when mathematics follows at once.
 _RESULT = (
     r"(?:the )?(?:final )?(?:result|solution)(?: is)?|(?:die )?lösung(?: ist| lautet)?|"
-    r"(?:el )?resultado(?: final)?(?: es| é)?|(?:le )?résultat(?: est)?|(?:il )?risultato(?: è)?|solución|soluzione|"
-    r"solução|итого|итог|результат|结果(?:是|为)?|结论|結果"
+    r"(?:el )?resultado(?: final)?(?: es| é)?|(?:le )?résultat(?: est)?|(?:il )?risultato(?: è)?|solución|"
+    r"soluzione|solução|итого|итог|результат|结果(?:是|为)?|结论|結果"
 )
 RESULT = re.compile(
     rf"(?<![\w-])(?:{_RESULT}){_MARK}(?<=[:：=>\s*_是为])(?=[$\\]*-?\d|\$|\\\()", re.IGNORECASE

@@ -10,6 +10,7 @@ process that owns the pool, also when that one is killed with SIGKILL.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -162,7 +163,7 @@ class VerifierPool:
         self._payload = _encode(verifier)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pids: dict[int, int] = {}  # of the worker that each thread runs
-        self._closed = False
+        self._closed = self._cancelled = False
         self._lock = threading.Lock()
         starts: list[Future[None]] = [Future() for _ in range(workers)]
         self._threads = [
@@ -201,10 +202,19 @@ class VerifierPool:
         """The process ids of the workers."""
         return sorted(self._pids.values())
 
-    def close(self) -> None:
-        """Finish what was submitted, then end every worker. Idempotent."""
+    def close(self, cancel: bool = False) -> None:
+        """Finish what was submitted (`cancel`: drop it), then end every worker. Idempotent."""
         with self._lock:
-            if not self._closed:
+            if cancel:
+                self._cancelled = True
+                while not self._jobs.empty():
+                    job = self._jobs.get()
+                    if job is not None:
+                        job.future.cancel()
+                for pid in self._pids.values():
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(pid, signal.SIGKILL)
+            if not self._closed or cancel:
                 self._closed = True
                 for _ in self._threads:
                     self._jobs.put(None)
@@ -214,8 +224,8 @@ class VerifierPool:
     def __enter__(self) -> VerifierPool:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
+        self.close(cancel=exc_type is not None)
 
     def _submit(self, kind: str, completions: Sequence[str], task: Task | list[Task]) -> Future[list[Any]]:
         future: Future[list[Any]] = Future()
@@ -257,6 +267,8 @@ class VerifierPool:
         answers: list[Any] = []
         whole = self.verifier.batched or getattr(self.verifier, "is_async", False)
         while len(answers) < len(job.completions):
+            if self._cancelled:
+                raise CancelledError
             done = len(answers)
             try:
                 process.wait_ready()

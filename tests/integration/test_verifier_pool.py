@@ -191,6 +191,19 @@ def test_close_leaves_nothing_behind() -> None:
         pool.submit_group(["84"], TASK)
 
 
+def test_leaving_by_an_exception_drops_what_is_queued() -> None:
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        with VerifierPool(misbehave, timeout_s=60) as pool:
+            pids = pool.pids
+            futures = [pool.submit_group(["sleep"], TASK) for _ in range(5)]
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+    assert time.monotonic() - begun < 15
+    assert gone(pids)
+    assert all(future.done() for future in futures)
+
+
 def test_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
