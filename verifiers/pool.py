@@ -200,7 +200,7 @@ class VerifierPool:
     @property
     def pids(self) -> list[int]:
         """The process ids of the workers."""
-        return sorted(self._pids.values())
+        return sorted(self._pids.copy().values())
 
     def close(self, cancel: bool = False) -> None:
         """Finish what was submitted (`cancel`: drop it), then end every worker. Idempotent."""
@@ -211,7 +211,7 @@ class VerifierPool:
                     job = self._jobs.get()
                     if job is not None:
                         job.future.cancel()
-                for pid in self._pids.values():
+                for pid in self.pids:
                     with contextlib.suppress(ProcessLookupError, PermissionError):
                         os.killpg(pid, signal.SIGKILL)
             if not self._closed or cancel:
@@ -267,8 +267,6 @@ class VerifierPool:
         answers: list[Any] = []
         whole = self.verifier.batched or getattr(self.verifier, "is_async", False)
         while len(answers) < len(job.completions):
-            if self._cancelled:
-                raise CancelledError
             done = len(answers)
             try:
                 process.wait_ready()
@@ -282,6 +280,8 @@ class VerifierPool:
                 process = self._replace(process)
                 continue
             blamed = self._collect(job, process, answers)
+            if self._cancelled:
+                raise CancelledError
             if len(answers) < len(job.completions):
                 if blamed is not None:
                     spread = len(job.completions) - done if whole and isinstance(job.task, Task) else 1
