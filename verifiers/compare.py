@@ -44,11 +44,12 @@ from verifiers.scalar import Match, same_scalar
 from verifiers.shapes import (
     EMPTY_SET_WORDS,
     STRUCTURES,
+    as_clock,
     as_matrix,
     assignments,
     inequalities,
-    integers,
     is_angle,
+    is_condition,
     kind_of,
     names_agree,
     plain_text,
@@ -94,6 +95,7 @@ class Comparison:
             return self.matrix(gold, pred)
         if set_like(gold) or set_like(pred):
             return self.sets(gold, pred)
+        gold, pred = as_clock(gold, pred), as_clock(pred, gold)
         if isinstance(gold, Ratio):
             return self.ratio(gold, pred)
         if isinstance(gold, Clock) and isinstance(pred, Clock):
@@ -131,9 +133,7 @@ class Comparison:
 
     def without_conditions(self, node: Seq) -> Node:
         """`x = π/4 + kπ, k ∈ Z` without the condition on k."""
-        kept = [
-            i for i in node.items if not (isinstance(i, Rel) and i.ops == ("in",) and integers(i.items[1]))
-        ]
+        kept = [i for i in node.items if not is_condition(i)]
         if kept and len(kept) < len(node.items):
             return kept[0] if len(kept) == 1 else replace(node, items=tuple(kept))
         return node
@@ -162,7 +162,7 @@ class Comparison:
     def choice(self, gold: Node, pred: Node) -> Match:
         if isinstance(gold, Choice):
             if isinstance(pred, Choice):
-                if gold.letter != pred.letter:
+                if gold.letter.upper() != pred.letter.upper():
                     return Match(False, "another letter")
                 if gold.rest is None or pred.rest is None:
                     return Match(True, "the same letter")

@@ -243,6 +243,8 @@ def _harmless(phrase: str) -> bool:
 
 def _from_spans(line: str, spans: list[str], strict: bool) -> str | None:
     """The answer of a line that has mathematics between dollar signs."""
+    if re.match(r"\(?[A-J][).:]\s*\S", line):
+        return line  # a lettered option with its text
     rest = _MATH_SPAN.sub("\0", line)
     words = rest.replace("\0", " ").strip(" .,;:!")
     first, last = rest.find("\0"), rest.rfind("\0")
@@ -288,6 +290,7 @@ def _from_end(text: str) -> Extraction:
 
 
 _BARE_TEXT = re.compile(r"[^\W\d_][\w' -]{0,40}[.!]?")
+_RIGHT_CHOICE = re.compile(r"(?<!\w)\(?([A-J])\)? is (?:the )?(?:correct|right|best)\b")
 _CHOSEN = re.compile(r"(?<!\w)\(([A-J])\)|\b(?:option|choice|select|choose|pick)\s+([A-J])\b", re.IGNORECASE)
 _LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?(?![\w\\^{])")
 
@@ -306,7 +309,7 @@ def _from_line(line: str, how: str) -> Extraction:
 
 
 _SENTENCE_WORDS = re.compile(
-    r"\b(?:is|are|was|the|so|we|have|get|equals?|not|then|thus|I|choose|select|pick|therefore)\b",
+    r"\b(?:is|are|was|the|so|we|have|get|equals?|be|must|not|then|thus|(?-i:I)|choose|select|pick|therefore)\b",
     re.IGNORECASE,
 )
 
@@ -327,6 +330,9 @@ def _looks_like_answer(line: str) -> bool:
 
 def _from_prose(line: str, how: str) -> Extraction:
     """The number that a sentence concludes with, when there is exactly one way to read it."""
+    right = _RIGHT_CHOICE.search(line)
+    if right:
+        return Extraction(right.group(1), how)
     verbs = list(CONCLUDES.finditer(line))
     verb = verbs[-1] if verbs else None
     if verb is not None and not NEGATION_BEFORE.search(line[: verb.end()]):

@@ -129,6 +129,9 @@ def _command(
     text: str, name: str, position: int, spaced: bool, tokens: list[Token], depth: int
 ) -> tuple[int, bool]:
     """Handle one backslash command; returns where to go on and whether space precedes what follows."""
+    if name in ("quad", "qquad"):
+        tokens.append(Token("cmd", "quad", True))
+        return position, True
     if name in SPACE or name in (",", ";", ":", " ", ">", "\n", "!"):
         return position, spaced or name != "!"
     if name in SILENT:

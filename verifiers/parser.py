@@ -93,9 +93,9 @@ class Parser(Terms):
         if token.kind == "op" and token.text in (",", ";"):
             self.next()
             return ","
-        if token.kind == "cmd" and token.text in ("lor", "vee", "land", "wedge", "\\"):
+        if token.kind == "cmd" and token.text in ("lor", "vee", "land", "wedge", "\\", "quad"):
             self.next()
-            return {"lor": "or", "vee": "or", "\\": ","}.get(token.text, "and")
+            return {"lor": "or", "vee": "or", "\\": ",", "quad": ","}.get(token.text, "and")
         if token.kind == "cmd" and token.text in _IMPLIES:
             self.next()
             return "then"
@@ -248,7 +248,7 @@ class Parser(Terms):
                 if token.kind == "end_env":
                     break
                 continue
-            if token.text in ("&", "hline", "\\&") or (token.text == "," and kind == "cases"):
+            if token.text in ("&", "hline", "\\&", "quad") or (token.text == "," and kind == "cases"):
                 self.next()
                 continue
             if token.kind == "text" and kind == "cases":
@@ -299,7 +299,7 @@ def parse_clean(text: str, commas: bool = True) -> Node:
     choice = _choice(text)
     if choice is not None:
         return choice
-    if re.fullmatch(r"[^\W\d_]{2,}(?:[\s'-]+[^\W\d_]+)*", text) and not _math_word(text):
+    if re.fullmatch(r"[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*", text) and _in_words(text):
         return Text(words(text))
     tokens = _inline_math(tokenize(text, commas))
     tree = Parser(tokens).answer()
@@ -337,7 +337,8 @@ def _is_word(word: str) -> bool:
 
 def _trimmed(text: str) -> str:
     """`text` without trailing punctuation and spacing; dots that mean "and so on" stay."""
-    text = re.sub(r"(\\[,;:!]|\\ |\\\\)+\s*$", "", text.rstrip())
+    text = re.sub(r"(?:\\[,;:!]|\\ |\\\\|\\q?quad)+\s*$", "", text.rstrip())
+    text = re.sub(r"^(?:\\[,;:!]|\\ |\\q?quad\b|\s)+", "", text)
     return text if text.endswith(("...", "\\ldots", "\\dots")) else text.rstrip(" .;,")
 
 
@@ -369,7 +370,11 @@ def _choice(text: str) -> Choice | None:
         if match["a"] is None and not letter.isupper():
             return None
         return Choice(letter.upper()) if match["a"] or letter in "ABCDFGHJK" else None
-    if letter.upper() not in "ABCDEFGHIJ" or not letter.isupper() or re.match(r"[\^_=+*/!')\]<>-]", rest):
+    if (
+        letter.upper() not in "ABCDEFGHIJ"
+        or (not letter.isupper() and ")" not in plain[:3])
+        or re.match(r"[\^_=+*/!')\]<>-]", rest)
+    ):
         return None
     if match["b"] and plain.strip()[1] not in ".):":
         return None
@@ -379,6 +384,19 @@ def _choice(text: str) -> Choice | None:
         return Choice(letter, parse_clean(rest))
     except Unreadable:
         return Choice(letter, Text(words(rest)))
+
+
+def _in_words(text: str) -> bool:
+    """Whether letters and spaces are words rather than mathematics."""
+    runs = re.findall(r"[^\W\d_]+", text)
+    if len(runs) == 1:
+        return len(text) > 1 and not _math_word(text)
+    known = FUNCTIONS.keys() | GREEK | OR_WORDS | AND_WORDS | {"pi"}
+    return (
+        any(len(run) > 2 for run in runs)
+        and not known & {run.casefold() for run in runs}
+        or (len(runs[0]) > 1 and not known & set(runs))
+    )
 
 
 def _math_word(text: str) -> bool:

@@ -10,10 +10,10 @@ from verifiers.algebra import Poly, combine, independent, normal, proportional
 from verifiers.budget import Budget, TooExpensive, Undefined
 from verifiers.canon import Canon, NotScalar
 from verifiers.intervals import FLIPPED
-from verifiers.nodes import Add, Call, Div, Mul, Neg, Node, Rel, Seq, SetOp, Sym, Text, symbols, walk
+from verifiers.nodes import Add, Call, Div, Mul, Neg, Node, Opaque, Rel, Seq, SetOp, Sym, Text, symbols, walk
 from verifiers.numeric import Evaluator, height
 from verifiers.scalar import _POINTS, Match, decimal_literal
-from verifiers.tables import KNOWN_CALLS
+from verifiers.tables import KNOWN_CALLS, OPERATORS
 
 _NAMED_FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "det", "arg", "dim", "tr"})
 
@@ -33,6 +33,8 @@ def is_name(node: Node) -> bool:
     match node:
         case Sym() | Text():
             return True
+        case Opaque(name, _):
+            return name in OPERATORS  # `\\int_0^1 x dx = 1/2`: what is asked, not evaluated here
         case Call("abs", (Sym(name),)):
             return name.isupper() or " " in name  # a segment or a vector, not an unknown
         case Call("norm", (Sym(),)):

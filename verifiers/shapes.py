@@ -160,3 +160,25 @@ def kind_of(node: Node) -> str:
         Choice: "a letter", Ratio: "a ratio", Clock: "a time", Based: "a number in another base",
     }  # fmt: skip
     return names.get(type(node), "a value")
+
+
+def is_condition(node: Node) -> bool:
+    """`k ∈ Z`, `n ≥ 1`: what is said about an index, not part of the answer."""
+    if not isinstance(node, Rel) or len(node.ops) != 1 or not isinstance(node.items[0], Sym):
+        return False
+    if node.ops == ("in",):
+        return integers(node.items[1])
+    return (
+        node.items[0].name in ("n", "k", "m", "j")
+        and node.ops[0] in (">", ">=")
+        and isinstance(node.items[1], Num)
+    )
+
+
+def as_clock(node: Node, other: Node) -> Node:
+    """`6:30` as a time of day where the other side is one."""
+    if isinstance(other, Clock) and isinstance(node, Ratio) and len(node.items) == 2:
+        hours, minutes = node.items
+        if isinstance(hours, Num) and isinstance(minutes, Num) and minutes.sig <= 2:
+            return Clock(f"{hours.value}:{int(minutes.value):02}:00")
+    return node
