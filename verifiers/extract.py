@@ -291,6 +291,7 @@ def _from_end(text: str) -> Extraction:
 
 _BARE_TEXT = re.compile(r"[^\W\d_][\w' -]{0,40}[.!]?")
 _RIGHT_CHOICE = re.compile(r"(?<!\w)\(?([A-J])\)? is (?:the )?(?:correct|right|best)\b")
+_NOTHING = re.compile(r"\b(?:does not exist|doesn't exist|no (?:real )?solutions?)\.?$", re.IGNORECASE)
 _CHOSEN = re.compile(r"(?<!\w)\(([A-J])\)|\b(?:option|choice|select|choose|pick)\s+([A-J])\b", re.IGNORECASE)
 _LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?(?![\w\\^{])")
 
@@ -354,6 +355,6 @@ def _from_prose(line: str, how: str) -> Extraction:
     letters = set(_CHOSEN.findall(line))
     if len(letters) == 1:
         return Extraction("".join(letters.pop()), how)
-    if _BARE_TEXT.fullmatch(line):
+    if _BARE_TEXT.fullmatch(line) and (_NOTHING.search(line) or not _SENTENCE_WORDS.search(line)):
         return Extraction(line, how)
     return Extraction(None, f"{how}: no answer that stands out")

@@ -8,9 +8,10 @@ import re
 _ANNOUNCES = (
     r"(?:final |correct |right |exact |numerical |resulting |simplified )*(?:answer|ans)"
     r"(?: to (?:the|this) \w+)?(?: choice| option)?"
-    r"(?:\s*(?:is|was|are|would be|will be|must be|should be|comes out to(?: be)?|equals|becomes))?"
-    r"(?: therefore| thus| then| hence| indeed| simply| just| exactly| clearly)?"
-    r"(?: given by| equal to)?"
+)
+_VERB = (
+    r"\s*(?:is|was|are|would be|will be|must be|should be|comes out to(?: be)?|equals|becomes)"
+    r"(?: therefore| thus| then| hence| indeed| simply| just| exactly| clearly)?(?: given by| equal to)?"
 )
 _OTHER_LANGUAGES = "|".join(
     (
@@ -50,6 +51,7 @@ _OTHER_LANGUAGES = "|".join(
         r"คำตอบ(?:คือ)?",
     )
 )
+_BARE_MARK = r"\s*(?:\*\*|__)?\s*(?:[:：=]|→|->|\n)\s*(?:\*\*|__)?\s*"  # without a verb, a mark is needed
 _MARK = r"\s*(?:\*\*|__)?\s*(?:[:：=]|→|->)?\s*(?:\*\*|__)?\s*"
 #: Somebody else's answer is not the final statement.
 _NOT_OURS = r"(?<!gold )(?<!reference )(?<!expected )(?<!say the )(?<!truth )"
@@ -63,7 +65,8 @@ RESULT = re.compile(
     rf"(?<![\w-])(?:{_RESULT}){_MARK}(?<=[:：=>\s*_是为])(?=[$\\]*-?\d|\$|\\\()", re.IGNORECASE
 )
 PHRASE = re.compile(
-    rf"(?:(?<![\w-]){_NOT_OURS}(?:the |my |our |your )?{_ANNOUNCES}|{_OTHER_LANGUAGES})(?![\w-])?{_MARK}"
+    rf"(?:(?<![\w-]){_NOT_OURS}(?:the |my |our |your )?{_ANNOUNCES}"
+    rf"(?:{_VERB}(?![\w-]){_MARK}|{_BARE_MARK})|(?:{_OTHER_LANGUAGES})(?![\w-])?{_MARK})"
     r"(?<=[:：=>\s*_是为為选選は은:])(?=\S)",
     re.IGNORECASE,
 )
