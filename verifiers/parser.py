@@ -289,7 +289,7 @@ def parse(text: str, commas: bool = True) -> Node:
 
 def parse_clean(text: str, commas: bool = True) -> Node:
     """`parse` of text that is already in the lexer's characters."""
-    text = _unannounced(_trimmed(strip_math(text)))
+    text = _CONDITION.sub(r", \1", _unannounced(_trimmed(strip_math(text))))
     if not text:
         raise Unreadable("empty")
     clock = _CLOCK.fullmatch(re.sub(r"\\(?:text|mathrm)\s*\{\s*([^{}]*)\}", r" \1", text).strip())
@@ -308,6 +308,9 @@ def parse_clean(text: str, commas: bool = True) -> Node:
     return tree
 
 
+_CONDITION = re.compile(
+    r"(?:[\s,]|\\[,; ]|\\q?quad)*(?:\\left)?\(([^()]{1,20}\\in(?![a-z])[^()]{1,30}?)(?:\\right)?\)\s*$"
+)
 _ARROW = re.compile(
     r"^(?:\\(?:therefore|implies|Rightarrow|Longrightarrow|rightarrow|to)(?![a-zA-Z])|=>|->)\s*"
 )

@@ -109,7 +109,9 @@ def names_agree(a: Node | None, b: Node | None) -> bool:
 
 
 def integers(node: Node) -> bool:
-    return (isinstance(node, Const) and node.name in "ZNRQ") or (isinstance(node, Sym) and "set" in node.name)
+    if isinstance(node, Sym):
+        return "set" in node.name or node.name.rstrip("*+") in ("N", "Z")
+    return isinstance(node, Const) and node.name in "ZNRQ"
 
 
 def integer_variable(node: Node) -> str | None:

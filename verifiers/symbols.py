@@ -271,7 +271,7 @@ class Symbols(Literals):
         suffix = ""
         if self.peek().text in ("^", "_"):
             self.next()
-            suffix = self.index()
+            suffix = self.next().text if self.peek().text in ("*", "+", "-") else self.index()
         return Const(letter + suffix) if not suffix else Sym(f"set{letter}{suffix}")
 
     def accented(self, name: str) -> Node:

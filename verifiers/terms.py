@@ -202,6 +202,11 @@ class Terms(Symbols, Quantities):
             if braced:
                 self.expect("}")
             return base
+        if inner.text in ("*", "+") and inner.kind == "op" and isinstance(base, Sym):
+            self.position += 2 if braced else 1
+            if braced:
+                self.expect("}")
+            return Sym(base.name + inner.text)  # N*, the natural numbers from one
         return Pow(base, self.exponent())
 
     def exponent(self) -> Node:
