@@ -282,7 +282,7 @@ def test_in_a_ray_worker() -> None:
     script = textwrap.dedent(
         """
         import json, ray
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 
         @ray.remote
         class Grader:
@@ -293,15 +293,25 @@ def test_in_a_ray_worker() -> None:
                 from reasoner.types import Task
                 return [v.status for v in self.pool.verify_group(texts, Task("t", "", "84"))]
 
-        grader = Grader.remote()
+            def pids(self):
+                return self.pool.pids
+
+        graders = [Grader.remote() for _ in range(2)]
+        grader = graders[0]
         texts = [r"\\\\boxed{84}", r"\\\\boxed{12*7}", r"\\\\boxed{85}"]
-        print(json.dumps(ray.get(grader.grade.remote(texts))))
-        ray.kill(grader)
+        verdicts = ray.get(grader.grade.remote(texts))
+        busy = [g.grade.remote(texts * 500) for g in graders]
+        pids = sum(ray.get([g.pids.remote() for g in graders]), [])
+        for g in graders:
+            ray.kill(g)
+        print(json.dumps([verdicts, pids]))
         """
     ).replace("\\\\", "\\")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.strip().splitlines()[-1]) == ["correct", "wrong", "wrong"]
+    verdicts, pids = json.loads(done.stdout.strip().splitlines()[-1])
+    assert verdicts == ["correct", "wrong", "wrong"]
+    assert len(pids) == 2 and gone(pids, within_s=10)
 
 
 def test_verdicts_carry_seconds() -> None:
