@@ -21,6 +21,7 @@ from envs.tasks import load_tasks
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
 from reasoner.model_source import ModelSource
+from reasoner.reaper import guard_children
 from reasoner.types import SamplingParams, Task, TrainBatch
 from rollouts.sampler import HTTPSampler, RaySampler, Sampler
 from rollouts.server import ServerConfig, start_server, wait_until_ready
@@ -164,10 +165,14 @@ def connected(address: str) -> Iterator[None]:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
     except ConnectionError as e:
         raise UsageError(f"no Ray cluster answers at {address!r}: {e}") from None
+    reaper = None if address else guard_children()
     try:
         yield
     finally:
         ray.shutdown()
+        if reaper is not None:
+            reaper.stdin.close()  # type: ignore[union-attr]
+            reaper.wait()
 
 
 def _check_reachable(address: str) -> None:
