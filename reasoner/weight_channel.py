@@ -1,6 +1,6 @@
 """How the weights travel: the learner's side of the transfer backends.
 
-`SharedMemoryChannel` is the counterpart of `rollouts.transfer`: one mapped file, written by the learner
+`SharedMemoryChannel` is the counterpart of `rollouts.transfer`: shared memory, written by the learner
 before the servers are paused, read by them. `vllm_trainer` wraps vLLM's own trainer engines for GPUs
 (not run here).
 """
@@ -8,12 +8,9 @@ before the servers are paused, read by them. `vllm_trainer` wraps vLLM's own tra
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,23 +24,25 @@ ALIGNMENT = 64  # bytes; views of any dtype start on a cache line
 
 
 class SharedMemoryChannel:
-    """All parameters of `model`, one after the other, in a file that servers on this host map too.
+    """All parameters of `model`, one after the other, in memory that servers on this host map too.
 
     Sharded parameters (FSDP) are gathered, so the other ranks must take part (`GatherOnly`).
-    The file is unlinked as soon as the servers have mapped it, so nothing is left behind by a crash.
+    The memory is a file without a name, reached through this process's entry in /proc: nothing can be left
+    behind by a crash, and a container's small /dev/shm does not matter.
     """
 
     def __init__(self, model: torch.nn.Module, *, repack_tied_heads: bool = True) -> None:
         self._parameters = dict(model.named_parameters())  # a tied head is not listed twice
         offsets, size = _layout(self._parameters.values())
-        self._path = _create_file(size)
-        self._buffer = torch.from_file(self._path, shared=True, size=size, dtype=torch.uint8)
+        self._descriptor: int | None = _nameless_file(size)
+        path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        self._buffer = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
         self._views = [
             self._buffer[offset : offset + p.numel() * p.element_size()].view(p.dtype).view(p.shape)
             for offset, p in zip(offsets, self._parameters.values(), strict=True)
         ]
         self.init_info: dict[str, Any] = {
-            "path": self._path,
+            "path": path,
             "size": size,
             "names": list(self._parameters),
             "dtypes": [str(p.dtype).removeprefix("torch.") for p in self._parameters.values()],
@@ -59,11 +58,14 @@ class SharedMemoryChannel:
         torch._foreach_copy_(self._views, gathered)
         return sum(view.numel() * view.element_size() for view in self._views)
 
-    def unlink(self) -> None:
-        Path(self._path).unlink(missing_ok=True)
+    def seal(self) -> None:
+        """Every server has mapped the memory: no one else can from now on."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def close(self) -> None:
-        self.unlink()
+        self.seal()
         self._views, self._buffer = [], torch.empty(0)
 
 
@@ -157,15 +159,15 @@ def _layout(parameters: Any) -> tuple[list[int], int]:
     return offsets, end
 
 
-def _create_file(size: int) -> str:
-    """An empty file of `size` bytes, readable by this user only: in memory where it fits."""
-    for directory in ("/dev/shm", tempfile.gettempdir()):
-        if os.path.isdir(directory) and shutil.disk_usage(directory).free > size * 1.1:
-            descriptor, path = tempfile.mkstemp(prefix="reasoner-weights-", dir=directory)
-            os.ftruncate(descriptor, size)
-            os.close(descriptor)
-            return path
-    raise ServerError(f"no room for {size / 2**20:.0f} MiB of weights in /dev/shm or {tempfile.gettempdir()}")
+def _nameless_file(size: int) -> int:
+    """The descriptor of `size` bytes of shared memory, readable by this user only."""
+    descriptor = os.memfd_create("reasoner-weights")
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        os.close(descriptor)
+        raise ServerError(f"no memory for {size / 2**20:.0f} MiB of weights: {error}") from error
+    return descriptor
 
 
 def _full(parameter: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ token sequences with what the learner computes, teacher-forced and for one fresh
 wrong weights, a stale tied head, a stale prefix cache and a wrong temperature all show. A server that
 fails it is not resumed: it rejects requests until a later sync succeeds.
 
-On CPUs the weights travel through one file mapped by both sides (`rollouts.transfer`); this module needs
+On CPUs the weights travel through memory mapped by both sides (`rollouts.transfer`); this module needs
 no vLLM for that, which saves the learner seconds of imports. `nccl` and `ipc` use vLLM's own trainer
 engines (not run here: no GPU).
 """
@@ -166,7 +166,7 @@ class WeightSync:
         else:
             self._channel = SharedMemoryChannel(model, repack_tied_heads=self._repack_tied_heads)
             self._each(lambda c: c.init_weight_transfer_engine(self._channel.init_info), failures)
-            self._channel.unlink()
+            self._channel.seal()
 
     def _transfer(self, version: int, failures: dict[int, Exception]) -> None:
         if self._backend == "shared_memory":

@@ -1,8 +1,8 @@
 """The CPU weight-transfer backend, worker side: what runs inside a vLLM worker when weights arrive.
 
 vLLM chooses a transfer engine by name from its own factory; its built-in ones need CUDA. This module
-registers one more, `shared_memory`: the learner lays all parameters out in one mapped file, the worker
-maps the same file and loads from it. It is imported by the server actor, and in a stand-alone
+registers one more, `shared_memory`: the learner lays all parameters out in mapped memory, the worker
+maps the same memory and loads from it. It is imported by the server actor, and in a stand-alone
 `vllm.entrypoints.openai.api_server` by `--worker-extension-cls rollouts.transfer.WorkerExtension`.
 
 Left out: anything for GPUs (vLLM's `nccl` and `ipc` are used there as they are) and transfer between

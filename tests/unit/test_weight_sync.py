@@ -123,11 +123,25 @@ def test_a_tied_head_travels_once_and_dtypes_are_kept():
     channel.close()
 
 
-def test_nothing_is_left_in_shared_memory():
-    server = FakeServer()
-    model = Model()
-    sync_for(model, server).sync(model, 1)
+def test_the_memory_has_no_name_and_no_door():
+    """Nothing to leave behind, and after the handshake nobody else can map it."""
+    model, server = Model(), FakeServer()
+    sync = sync_for(model, server)
+    sync.sync(model, 1)
     assert not os.path.exists(server.info["path"])
+    with torch.no_grad():
+        model.embed.weight.add_(1.0)
+    sync.sync(model, 2)  # the mappings live on
+    np.testing.assert_array_equal(server.table, model.embed.weight.detach().numpy())
+
+
+def test_no_memory_is_one_clear_error(monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ServerError, match="no memory for .* MiB of weights"):
+        sync_for(Model(), FakeServer()).sync(Model(), 1)
 
 
 @pytest.mark.parametrize("fault", ["stale", "nan"])
