@@ -157,6 +157,7 @@ class MathVerifier(Verifier):
                 continue
             if notes is not None:
                 notes.append(f"rule: {rule}")
+                notes.extend(_confirmed(wanted, reading, rule))
             if equal:
                 return Verdict.correct(answer, rule)
             if wanted.tree is None:
@@ -222,6 +223,17 @@ def _quick(answer: str, task: Task) -> Verdict | None:
     if any(int(answer) == int(r) for r in references):
         return Verdict.correct(answer, "equal integers")
     return Verdict.wrong(answer, "different integers")
+
+
+def _confirmed(wanted: Reading, given: Reading, rule: str) -> list[str]:
+    """What sympy says of an equality that rests on digits."""
+    if not rule.startswith("numbers: equal") or wanted.tree is None or given.tree is None:
+        return []
+    from verifiers.symbolic import difference_vanishes
+
+    said = difference_vanishes(wanted.tree, given.tree)
+    outcomes = {True: "simplifies the difference to zero", False: "finds a difference", None: "cannot say"}
+    return [f"sympy: {outcomes[said]}"]
 
 
 def _short(text: str | None) -> str:

@@ -16,6 +16,7 @@ from verifiers.budget import Budget, TooExpensive, Undefined
 from verifiers.canon import Canon, prime_powers
 from verifiers.nodes import Call, Const, Mul, Neg, Node, Num, Opaque, Pow, Sym, walk
 from verifiers.numeric import MIN_DIGITS, Evaluator, decimal_agrees, height, to_fraction
+from verifiers.symbolic import difference_vanishes
 
 _POINTS = tuple(
     Fraction(n, d)
@@ -25,6 +26,7 @@ _POINTS = tuple(
     )
 )  # fmt: skip
 MIN_POINTS = 3
+MAX_SYMBOLIC_HEIGHT = 100.0  # digits; past that the last resort is not worth its price
 ALGEBRA_OPERATIONS = 20_000  # past that an expansion is given up for the numeric test
 
 
@@ -175,6 +177,8 @@ def _numeric(gold: Node, pred: Node, budget: Budget, log_base: str) -> Match:
     if valid >= (MIN_POINTS if names else 1):
         where = f"at {valid} points " if names else ""
         return Match(True, f"numbers: equal {where}to {20 + int(2 * reach)} and {60 + int(4 * reach)} digits")
+    if reach < MAX_SYMBOLIC_HEIGHT and difference_vanishes(gold, pred):
+        return Match(True, "sympy: the difference simplifies to zero")
     return Match(False, "numbers: no point where both are defined")
 
 

@@ -13,6 +13,7 @@ from verifiers.nodes import Num, show
 from verifiers.numeric import decimal_agrees, height
 from verifiers.parser import parse
 from verifiers.scalar import same_scalar
+from verifiers.symbolic import difference_vanishes, within_calls
 from verifiers.text import Unreadable, clean, number_word, words
 from verifiers.units import read_unit
 
@@ -157,3 +158,12 @@ def test_characters() -> None:
     assert words(r"\text{The Answer.}") == "the answer"
     assert number_word("forty-two") == 42 and number_word("forty-zero") is None
     assert parse("84") == Num(Fraction(84), None, 2)
+
+
+def test_sympy_confirms_under_a_budget_of_calls() -> None:
+    assert difference_vanishes(parse(r"\sqrt{3+2\sqrt2}"), parse(r"1+\sqrt2")) is True
+    assert difference_vanishes(parse("x"), parse("|x|")) is None
+    assert difference_vanishes(parse("f(x)"), parse("f(x)")) is None
+    assert difference_vanishes(parse(r"\sin^2 x"), parse(r"1-\cos^2 x"), calls=50) is None
+    assert within_calls(lambda: sum(abs(i) for i in range(10)), 1000) == 45
+    assert within_calls(lambda: [parse("1") for _ in range(1000)], 100) is None
