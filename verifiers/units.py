@@ -15,73 +15,76 @@ from verifiers.tables import MEANING
 _Dims = dict[str, Fraction]
 
 
+#: name of the row, factor in base units, dimension: every name the unit is written with (singular)
+_ROWS = """
+m 1 L: m meter metre
+km 1000 L: km kilometer kilometre kms
+cm 1/100 L: cm centimeter centimetre cms
+mm 1/1000 L: mm millimeter millimetre
+dm 1/10 L: dm decimeter decimetre
+um 1/1000000 L: um micrometer micron
+nm 1/1000000000 L: nm nanometer
+in 127/5000 L: in inch inche in.
+ft 381/1250 L: ft foot feet ft.
+yd 1143/1250 L: yd yard yd.
+mi 201168/125 L: mi mile mi.
+ly 9460730472580800 L: lightyear light-year
+g 1 M: g gram gramme
+kg 1000 M: kg kilogram kilo kgs
+mg 1/1000 M: mg milligram
+t 1000000 M: tonne
+lb 45359237/100000 M: lb pound lb. lbs
+oz 45359237/1600000 M: oz ounce oz.
+ton 45359237/50 M: ton
+s 1 T: s sec second sec. secs
+ms 1/1000 T: ms millisecond
+min 60 T: min minute min. mins
+h 3600 T: h hr hour hrs hr.
+d 86400 T: d day
+wk 604800 T: week wk
+mo 1 month: month
+yr 1 year: year yr yrs
+dec 10 year: decade
+cent 100 year: century centurie
+usd 1 USD: dollar usd $ buck
+c 1/100 USD: cent ¢
+eur 1 EUR: euro € eur
+gbp 1 GBP: £ gbp
+jpy 1 JPY: yen ¥ jpy
+cny 1 CNY: yuan rmb
+inr 1 INR: rupee inr rs
+deg 1 angle: degree deg °
+Hz 1 freq: hz hertz
+kHz 1000 freq: khz
+MHz 1000000 freq: mhz
+J 1 energy: j joule
+kJ 1000 energy: kj kilojoule
+cal 1 cal: cal calorie
+kcal 1000 cal: kcal kilocalorie
+W 1 power: w watt
+kW 1000 power: kw kilowatt
+MW 1000000 power: mw megawatt
+N 1 force: n newton
+kN 1000 force: kn kilonewton
+Pa 1 press: pa pascal
+kPa 1000 press: kpa kilopascal
+atm 1 atm: atm atmosphere
+V 1 volt: v volt
+A 1 amp: amp ampere
+ohm 1 ohm: ohm ω
+K 1 K: kelvin
+C 1 celsius: celsius
+F 1 fahrenheit: fahrenheit
+mol 1 mol: mol mole
+eV 1 eV: ev
+byte 1 byte: byte
+bit 1 bit: bit
+"""
+
+
 def _table() -> dict[str, tuple[Fraction, _Dims]]:
-    rows = """
-    m 1 L: m meter metre
-    km 1000 L: km kilometer kilometre kms
-    cm 1/100 L: cm centimeter centimetre cms
-    mm 1/1000 L: mm millimeter millimetre
-    dm 1/10 L: dm decimeter decimetre
-    um 1/1000000 L: um micrometer micron
-    nm 1/1000000000 L: nm nanometer
-    in 127/5000 L: in inch inche in.
-    ft 381/1250 L: ft foot feet ft.
-    yd 1143/1250 L: yd yard yd.
-    mi 201168/125 L: mi mile mi.
-    ly 9460730472580800 L: lightyear light-year
-    g 1 M: g gram gramme
-    kg 1000 M: kg kilogram kilo kgs
-    mg 1/1000 M: mg milligram
-    t 1000000 M: tonne
-    lb 45359237/100000 M: lb pound lb. lbs
-    oz 45359237/1600000 M: oz ounce oz.
-    ton 45359237/50 M: ton
-    s 1 T: s sec second sec. secs
-    ms 1/1000 T: ms millisecond
-    min 60 T: min minute min. mins
-    h 3600 T: h hr hour hrs hr.
-    d 86400 T: d day
-    wk 604800 T: week wk
-    mo 1 month: month
-    yr 1 year: year yr yrs
-    dec 10 year: decade
-    cent 100 year: century centurie
-    usd 1 USD: dollar usd $ buck
-    c 1/100 USD: cent ¢
-    eur 1 EUR: euro € eur
-    gbp 1 GBP: £ gbp
-    jpy 1 JPY: yen ¥ jpy
-    cny 1 CNY: yuan rmb
-    inr 1 INR: rupee inr rs
-    deg 1 angle: degree deg °
-    Hz 1 freq: hz hertz
-    kHz 1000 freq: khz
-    MHz 1000000 freq: mhz
-    J 1 energy: j joule
-    kJ 1000 energy: kj kilojoule
-    cal 1 cal: cal calorie
-    kcal 1000 cal: kcal kilocalorie
-    W 1 power: w watt
-    kW 1000 power: kw kilowatt
-    MW 1000000 power: mw megawatt
-    N 1 force: n newton
-    kN 1000 force: kn kilonewton
-    Pa 1 press: pa pascal
-    kPa 1000 press: kpa kilopascal
-    atm 1 atm: atm atmosphere
-    V 1 volt: v volt
-    A 1 amp: amp ampere
-    ohm 1 ohm: ohm ω
-    K 1 K: kelvin
-    C 1 celsius: celsius
-    F 1 fahrenheit: fahrenheit
-    mol 1 mol: mol mole
-    eV 1 eV: ev
-    byte 1 byte: byte
-    bit 1 bit: bit
-    """
     found: dict[str, tuple[Fraction, _Dims]] = {}
-    for row in rows.strip().splitlines():
+    for row in _ROWS.strip().splitlines():
         head, _, names = row.partition(":")
         _, factor, dim = head.split()
         for name in names.split():
