@@ -121,10 +121,14 @@ def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None) 
 @click.option("--verifier", default="math", show_default=True, help="math, or module:attribute.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write here instead of standard output.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Verifier processes.")
-@click.option("--timeout-s", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option(
+    "--timeout-s",
+    type=click.FloatRange(0, min_open=True),
+    help="Deadline of one answer. [the verifier's own]",
+)
 @click.option("--explain", is_flag=True, help="Say what was extracted, how it was read, which rule decided.")
 def verify(
-    file: Path, verifier: str, out: Path | None, workers: int, timeout_s: float, explain: bool
+    file: Path, verifier: str, out: Path | None, workers: int, timeout_s: float | None, explain: bool
 ) -> None:
     """Verify answers in a JSONL file: one {"id", "gold", "pred"} a line, one verdict a line, in order."""
     from reasoner.verify_file import verify_file

@@ -105,7 +105,7 @@ class LearnerActor:
             _transfer(device, config),
             score=self.learner.score,
             temperature=config.rollout.temperature,
-            dtype=config.server.dtype,
+            dtype="bfloat16" if keys.dtype == "bfloat16" else config.server.dtype,  # the coarser of the two
         )
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
