@@ -44,7 +44,9 @@ def test_group_of_one_is_fine_for_a_batch_baseline():
 def test_flags_lie_over_toml(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text('steps = 7\n[learner]\nlr = 3e-4\n[server]\naddresses = ["http://a:1"]\n')
-    loaded = load_config(path, parse_overrides(["--learner.lr=1e-5", "--server.addresses", "http://a:1,http://b:2"]))
+    loaded = load_config(
+        path, parse_overrides(["--learner.lr=1e-5", "--server.addresses", "http://a:1,http://b:2"])
+    )
     assert (loaded.steps, loaded.learner.lr) == (7, 1e-5)
     assert loaded.server.addresses == ("http://a:1", "http://b:2")
 
