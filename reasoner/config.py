@@ -119,7 +119,7 @@ class EvalConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: int = Field(50, ge=0, description="save every so many steps; 0: only the last")
+    every: int = Field(30, ge=0, description="save every so many steps; 0: only the last")
     keep: int = Field(3, ge=1, description="checkpoints kept")
 
 

@@ -32,6 +32,7 @@ from reasoner.advantages import (
     filter_groups,
     group_rewards,
 )
+from reasoner.alarms import collapse_alarm
 from reasoner.batch import build_batch, trained_rollouts
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
@@ -69,6 +70,7 @@ class Progress:
     outstanding: list[int] = field(default_factory=list)  # admitted, not trained on: to be sampled again
     retired: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    best_pass: float = -1.0  # held-out pass@1 of the best checkpoint that was evaluated
 
 
 def train(config: Config, *, verifier: Any = None, resume: str | Path | None = None) -> Path:
@@ -141,6 +143,9 @@ class Loop:
         self.calls: dict[Any, int] = {}  # Ray reference of a running group → its index in the stream
         self.replaced: list[Group] = []  # since the last step, when they are replaced
         self.idle_steps = 0
+        self.pass_rates: list[float] = []
+        self.alarmed = False
+        self.last_evaluation = (-1, -1.0)  # step, held-out pass@1
         self.between_steps = True  # learner, journal and progress agree: a checkpoint may be written
         self.timeline = Timeline()
         self.last_verify_seconds = 0.0
@@ -375,6 +380,9 @@ class Loop:
             )
             check_scored(groups)
             result[split] = summarise(groups)
+        rate = result.get("held_out", {}).get("pass@1")
+        if rate is not None:
+            self.last_evaluation = (self.progress.step, rate)
         return result
 
     def _record_initial_evaluation(self) -> None:
@@ -397,6 +405,7 @@ class Loop:
                 stopped = e  # the step itself is done: it is recorded first
         elapsed_s = time.monotonic() - self.started
         line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
+        self._watch(line["pass_rate"])
         sample = _sample(out.all_groups)
         self.display.update(self.metrics.write(line), sample, str(sample.task.prompt) if sample else "")
         if self.config.checkpoint.every and step % self.config.checkpoint.every == 0 and not final:
@@ -404,6 +413,24 @@ class Loop:
         self.timeline.lap()
         if stopped:
             raise stopped
+
+    def _is_best(self) -> bool:
+        """Whether the present step was evaluated, and better than every evaluated checkpoint before."""
+        step, rate = self.last_evaluation
+        if step != self.progress.step or rate <= self.progress.best_pass:
+            return False
+        self.progress.best_pass = rate
+        return True
+
+    def _watch(self, pass_rate: float | None) -> None:
+        """Says once what a collapse looks like; the next alarm needs a recovery first."""
+        if pass_rate is None:
+            return
+        self.pass_rates.append(pass_rate)
+        alarm = collapse_alarm(self.pass_rates)
+        if alarm and not self.alarmed:
+            self.display.message(alarm)
+        self.alarmed = alarm is not None
 
     def _lap(self) -> dict[str, float]:
         """The step's seconds; the last group's verification was waited for as part of the rollout phase."""
@@ -418,12 +445,14 @@ class Loop:
         """A complete checkpoint: weights, optimizer, position of data and queue."""
         self.progress.seconds = time.monotonic() - self.started
         self.progress.retired = sorted(self.retired)
+        best = self._is_best()
         waiting = [*self.calls.values(), *(g.index for g in self.queue.queued)]
         state = {**self.progress.__dict__, "outstanding": sorted([*waiting, *self.progress.outstanding])}
         self.checkpoints.save(
             self.progress.step,
             lambda path: self._get(self.processes.learner.save.remote(path.absolute()), "checkpoint"),
             state,
+            best=best,
         )
         self.saved_step = self.progress.step
 

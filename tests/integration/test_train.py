@@ -95,6 +95,7 @@ def test_a_run_keeps_the_contract_and_resumes(tmp_path):
         assert line["probe_max_abs_diff"] < 1e-3
     checkpoint = path / "checkpoints" / "step_000002"
     assert (checkpoint / "model.safetensors").is_file() and (checkpoint / "trainer").is_dir()
+    assert (path / "checkpoints" / "best").resolve().name in ("step_000000", "step_000002"), "those evaluated"
     assert (path / "config.toml").is_file()
     assert "<html" in (path / "report.html").read_text()
     assert list((path / "rollouts").iterdir())
