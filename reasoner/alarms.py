@@ -19,6 +19,6 @@ def collapse_alarm(pass_rates: Sequence[float]) -> str | None:
         return None
     return (
         f"the pass rate fell from {best:.2f} to {now:.2f} (means of {WINDOW} steps): the policy may be "
-        "collapsing. Stop with Ctrl-C and try a lower learner.lr or learner.grad_clip, or more groups a step; "
-        "checkpoints/best holds the best weights that were evaluated and saved"
+        "collapsing. Stop with Ctrl-C and try a lower learner.lr or learner.grad_clip, or more groups a "
+        "step; checkpoints/best holds the best weights that were evaluated and saved"
     )
