@@ -133,7 +133,12 @@ def verify(
     """Verify answers in a JSONL file: one {"id", "gold", "pred"} a line, one verdict a line, in order."""
     from reasoner.verify_file import verify_file
 
-    verify_file(file, verifier=verifier, out=out, workers=workers, timeout_s=timeout_s, explain=explain)
+    counts = verify_file(
+        file, verifier=verifier, out=out, workers=workers, timeout_s=timeout_s, explain=explain
+    )
+    if out:
+        summary = ", ".join(f"{n} {status}" for status, n in counts.most_common())
+        click.echo(f"{counts.total()} lines: {summary or 'none'} → {out}", err=True)
 
 
 @command(
@@ -160,7 +165,9 @@ def report(run: str) -> None:
     click.echo(write_report(reopen(run, {})[0]))
 
 
-@command(epilog=examples("reasoner tasks", "reasoner tasks arithmetic:levels=1-2"))
+@command(
+    epilog=examples("reasoner tasks", "reasoner tasks arithmetic:levels=1-2", "reasoner tasks mine.jsonl")
+)
 @click.argument("spec", default="arithmetic")
 @click.option("--count", default=3, show_default=True, type=click.IntRange(1), help="Examples of each split.")
 def tasks(spec: str, count: int) -> None:
@@ -224,6 +231,11 @@ def evaluate(model: str, out: Path | None, **options: Any) -> None:
     given = {keys[name]: value for name, value in options.items() if value is not None}
     given |= {"model": model, "server.addresses": ()}
     config = reopen(model, given)[1] if is_run(model) else load_config(None, given)
+    if config.verifier.name.startswith("<"):
+        raise UsageError(
+            f"this run was trained from Python with the verifier {config.verifier.name}: "
+            "name one with --verifier math or --verifier module:attribute"
+        )
     click.echo(f"tasks {config.tasks.source}, verifier {config.verifier.name}", err=True)
     from reasoner.evaluation import evaluate as run_evaluation
 

@@ -124,7 +124,10 @@ def evaluate(
         raise UsageError("evaluation starts its own server: leave server.addresses out")
     tasks = {split: found for split in SPLITS if (found := source.split(split, config.eval.problems))}
     if not tasks:
-        raise UsageError(f"{config.tasks.source} has neither held-out nor out-of-distribution tasks")
+        raise UsageError(
+            f"{config.tasks.source} has neither held-out nor out-of-distribution tasks: "
+            'give some lines "split": "held_out"'
+        )
     flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
     params = SamplingParams(config.rollout.max_tokens, config.rollout.temperature, config.rollout.stop)
     splits = {}

@@ -156,6 +156,10 @@ class Loop:
     def run(self) -> None:
         try:
             self._sync(self.progress.policy_version)
+            if not self.source.split("held_out", 1):
+                self.display.message(
+                    f"{self.config.tasks.source} has no held-out tasks: no evaluation of them"
+                )
             if not read_metrics(self.run_.path):
                 self._record_initial_evaluation()
             if self.saved_step is None:
