@@ -79,9 +79,7 @@ def test_the_lock_leaves_out_what_breaks_transformers_and_local_builds() -> None
 
 
 def test_no_registry_host_stands_in_the_repository() -> None:
-    forbidden = re.compile(
-        r"-{2}(extra-)?index-url|-{2}find-links|-f http"
-    )
+    forbidden = re.compile(r"-{2}(extra-)?index-url|-{2}find-links|-f http")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     assert listed.returncode == 0, listed.stderr
     for name in listed.stdout.splitlines():
