@@ -199,10 +199,7 @@ def start(
     side by side; returns when all are ready.
 
     Raises ServerError with the last log lines of a server that never becomes healthy."""
-    if config.cluster.colocate and not _on_gpu(config):
-        raise UsageError("cluster.colocate shares a GPU, and there is none: leave it off on CPU")
-    if config.learner.device == "cuda" and not ray.cluster_resources().get("GPU"):
-        raise UsageError("learner.device is cuda, but Ray sees no GPU")
+    _check_devices(config)
     log_dir = log_dir.absolute()  # actors may have another working directory
     processes = Processes([], [], None)
     timeout_s = config.server.startup_timeout_s
@@ -216,12 +213,7 @@ def start(
                 )
         processes.servers.extend(servers.values())
         samplers: list[Sampler] = [RaySampler(server) for server in processes.servers]
-        samplers += [
-            HTTPSampler(url, stop_token_ids=model.end_token_ids, api_key=os.environ.get("VLLM_API_KEY"))
-            for url in config.server.addresses
-        ]
-        for sampler in samplers[len(processes.servers) :]:
-            asyncio.run(_check_external(sampler))
+        samplers += _external_samplers(config, model)
         pending = []
         if learner_base is not None:
             share = 0.5 if config.cluster.colocate else 1.0
@@ -286,6 +278,23 @@ def _server_config(config: Config, model: ModelSource) -> ServerConfig:
         enable_sleep_mode=device == "cuda" and config.cluster.colocate,
         weight_transfer=_transfer(device, config),
     )
+
+
+def _check_devices(config: Config) -> None:
+    if config.cluster.colocate and not _on_gpu(config):
+        raise UsageError("cluster.colocate shares a GPU, and there is none: leave it off on CPU")
+    if config.learner.device == "cuda" and not ray.cluster_resources().get("GPU"):
+        raise UsageError("learner.device is cuda, but Ray sees no GPU")
+
+
+def _external_samplers(config: Config, model: ModelSource) -> list[Sampler]:
+    """Samplers of the servers that somebody else started; the key comes from VLLM_API_KEY."""
+    key = os.environ.get("VLLM_API_KEY")
+    addresses = config.server.addresses
+    samplers = [HTTPSampler(url, stop_token_ids=model.end_token_ids, api_key=key) for url in addresses]
+    for sampler in samplers:
+        asyncio.run(_check_external(sampler))
+    return list(samplers)
 
 
 async def _check_external(sampler: Sampler) -> None:

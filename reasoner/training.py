@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,6 +36,7 @@ from reasoner.batch import build_batch, trained_rollouts
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.display import Display
+from reasoner.driver import log_file, stop_signals
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise
 from reasoner.journal import Journal, Use
@@ -82,9 +82,9 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
     run = prepare(config, verifier=verifier, resume=resume)
     display = Display(total_steps=config.steps)
     try:
-        with display, _log_file(run.log_dir / "driver.log"), cluster.connected(config.cluster.address):
+        with display, log_file(run.log_dir / "driver.log"), cluster.connected(config.cluster.address):
             display.status("starting Ray, vLLM and the learner …")
-            with _stop_signals(display) as stop_requested:  # after Ray, which installs handlers of its own
+            with stop_signals(display) as stop_requested:  # after Ray, which installs handlers of its own
                 processes = cluster.start(
                     config,
                     run.model,
@@ -518,40 +518,3 @@ def _sample(groups: Sequence[Group]) -> Rollout | None:
     rollouts = [r for g in groups for r in g.rollouts]
     right = [r for r in rollouts if r.verdict and r.verdict.is_correct]
     return max(right or rollouts, key=lambda r: r.num_action_tokens, default=None)
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """What the driver logs goes to a file; what the user must know is said by the display and by errors."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("reasoner", "rollouts", "verifiers", "envs")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.propagate = True
-        handler.close()
-
-
-@contextmanager
-def _stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks the loop to stop and save; a second Ctrl-C stops at once."""
-    asked: list[int] = []
-
-    def ask(signum: int, frame: Any) -> None:
-        if asked and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(signum)
-        display.message("stopping: the run is being saved (Ctrl-C again stops at once)")
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

@@ -27,10 +27,9 @@ from verifiers import VerifierPool
 
 @dataclass(frozen=True)
 class GroupResult:
-    """A verified group and what it cost: seconds of sampling and of verification after it."""
+    """A verified group and the seconds its verification took after sampling."""
 
     group: Group
-    sample_seconds: float
     verify_seconds: float
 
 
@@ -112,12 +111,10 @@ class RolloutWorker:
         """`group_size` verified rollouts of every task. Groups of one call share one server (prefix cache).
 
         Raises ServerError when the server fails or a prompt does not fit the context."""
-        started = time.monotonic()
         episodes = [self._begin(task) for task in tasks for _ in range(group_size)]
         sampler = self.samplers[next(self._next_sampler)]
         while live := [e for e in episodes if not e.done]:
             await self._turn(sampler, live, params)
-        sampled = time.monotonic()
         groups = [
             Group(
                 task,
@@ -127,7 +124,7 @@ class RolloutWorker:
             for i, task in enumerate(tasks)
         ]
         verified = await asyncio.gather(*(self._verify(group) for group in groups))
-        return [GroupResult(group, (sampled - started) / len(groups), seconds) for group, seconds in verified]
+        return [GroupResult(group, seconds) for group, seconds in verified]
 
     def _begin(self, task: Task) -> _Episode:
         env = self.source.env(task)
