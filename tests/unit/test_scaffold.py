@@ -41,6 +41,8 @@ def test_the_lock_satisfies_what_the_project_requires() -> None:
         *project["dependencies"],
         *extras["cpu"],
         *extras["dev"],
+        *extras["tasks"],
+        *extras["wandb"],
         *pyproject()["build-system"]["requires"],
     ):
         requirement = Requirement(text)
