@@ -24,26 +24,19 @@ import ray
 
 from envs.tasks import TaskSource, load_tasks
 from reasoner import cluster
-from reasoner.advantages import (
-    GROUP_RELATIVE,
-    MIN_SCORED,
-    compute_advantages,
-    filter_groups,
-    group_rewards,
-)
 from reasoner.alarms import collapse_alarm
-from reasoner.batch import build_batch, trained_rollouts
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.display import Display
 from reasoner.driver import log_file, stop_signals
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise
-from reasoner.journal import Journal, Use
+from reasoner.journal import Journal
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.run import Run, prepare
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams
+from reasoner.update import lr_scale, prepare_update, select_groups
 from rollouts.queue import RolloutQueue
 from rollouts.worker import GroupResult
 
@@ -194,7 +187,7 @@ class Loop:
             self._pump(until=lambda: self.queue.batch_ready)
         groups, stale = self.queue.take_batch()
         check_scored(groups)
-        kept, filtered = self._filter(groups)
+        kept, filtered = select_groups(groups, self.config)
         version = self.queue.version
         self._tell_of_idleness(bool(kept))
         self.between_steps = False
@@ -219,29 +212,12 @@ class Loop:
 
     def _update(self, groups: list[Group]) -> Update:
         """Rewards → advantages → packed batch → loss and optimizer step."""
-        learner = self.config.learner
-        advantages = compute_advantages(
-            groups,
-            learner.estimator,
-            batch_normalise=learner.batch_normalise,
-            mask_truncated=learner.mask_truncated,
-        )
-        batch = build_batch(
-            groups,
-            advantages,
-            aggregation=learner.aggregation,
-            constant_tokens=self.config.rollout.max_tokens,
-            mask_truncated=learner.mask_truncated,
-        )
+        prepared = prepare_update(groups, self.config)
+        scale = lr_scale(self.config, self.progress.step)
         with self.timeline.measure("learn"), self._servers_aside():
-            result = self._wait(self.processes.learner.update.remote(batch, self._lr_scale()))
-        logprobs = np.split(result.learner_logprobs, batch.cu_seqlens[1:-1])
-        chosen = trained_rollouts(groups, advantages, mask_truncated=learner.mask_truncated)
-        uses = [
-            Use(groups[r.group].index, r.member, position, r.advantage, logprobs[position])
-            for position, r in enumerate(chosen)
-        ]
-        return Update(result.metrics, uses, [len(r.rollout.token_ids) for r in chosen])
+            result = self._wait(self.processes.learner.update.remote(prepared.batch, scale))
+        lengths = [len(r.rollout.token_ids) for r in prepared.chosen]
+        return Update(result.metrics, prepared.uses(result.learner_logprobs), lengths)
 
     @contextmanager
     def _servers_aside(self) -> Iterator[None]:
@@ -323,7 +299,7 @@ class Loop:
         replace = (
             self.config.learner.zero_variance == "top_up"
             and len(self.replaced) < MAX_REPLACED * self.config.rollout.groups_per_step
-            and bool(self._filter([group])[1])
+            and bool(select_groups([group], self.config)[1])
         )
         self.queue.finish(call, group, keep=not replace)
         if replace:
@@ -336,16 +312,6 @@ class Loop:
         rate = self.config.learner.retire_pass_rate
         if rate < 1 and self.source.finite and passed and np.mean(passed) >= rate:
             self.retired.add(group.task.id)
-
-    def _filter(self, groups: list[Group]) -> tuple[list[Group], list[Group]]:
-        masked = self.config.learner.mask_truncated
-        relative = self.config.learner.estimator in GROUP_RELATIVE
-        if self.config.learner.zero_variance == "keep" or not relative:
-            needed = MIN_SCORED if relative else 1
-            scored = [int(np.isfinite(group_rewards(g, mask_truncated=masked)).sum()) for g in groups]
-            kept = [g for g, n in zip(groups, scored, strict=True) if n >= needed]
-            return kept, [g for g, n in zip(groups, scored, strict=True) if n < needed]
-        return filter_groups(groups, mask_truncated=masked)
 
     def _wait(self, call: Any) -> Any:
         """Waits for the learner while rollouts go on arriving (and, when staleness allows, being started)."""
@@ -497,12 +463,6 @@ class Loop:
     def _sampling(self) -> SamplingParams:
         rollout = self.config.rollout
         return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.stop)
-
-    def _lr_scale(self) -> float:
-        """Linear warm-up, then constant or linear decay to 0 at the last step."""
-        learner, step = self.config.learner, self.progress.step
-        warm = min(1.0, (step + 1) / max(1, learner.warmup_steps))
-        return warm * (1 - step / self.config.steps if learner.decay == "linear" else 1.0)
 
     def _check_stop(self) -> None:
         if self.stop_requested():

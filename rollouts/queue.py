@@ -54,8 +54,10 @@ class RolloutQueue:
         return oldest >= self.version + 1 - self.max_staleness
 
     def take_batch(self) -> tuple[list[Group], list[Group]]:
-        """(groups to train on, groups dropped because they are too old: only after a resume or a failure)."""
-        by_age = sorted(self.queued, key=lambda group: group.oldest_version)  # stable: else first come, first
+        """(groups to train on, groups dropped because they are too old: only after a resume or a failure).
+
+        Of one age in the order of the training stream, not of arrival: same groups, same batch."""
+        by_age = sorted(self.queued, key=lambda group: (group.oldest_version, group.index))
         taken, self.queued = by_age[: self.groups_per_step], deque(by_age[self.groups_per_step :])
         self.trained += len(taken)
         fresh = [g for g in taken if self.version - g.oldest_version <= self.max_staleness]

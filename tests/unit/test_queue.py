@@ -70,3 +70,13 @@ def test_too_old_groups_are_reported_not_trained_on():
     fresh, stale = queue.take_batch()
     assert [g.oldest_version for g in fresh] == [4]
     assert [g.oldest_version for g in stale] == [3]
+
+
+def test_a_batch_is_ordered_by_age_and_stream_whatever_arrived_first():
+    queue = RolloutQueue(groups_per_step=3, max_staleness=1, max_concurrent=10, version=1)
+    for index, version in ((7, 1), (5, 1), (6, 0), (4, 1)):
+        queue.start(index)
+        queue.finish(index, group(version, index))
+    fresh, _ = queue.take_batch()
+    assert [g.index for g in fresh] == [6, 4, 5]
+    assert [g.index for g in queue.queued] == [7]
