@@ -1,0 +1,260 @@
+"""Majority votes over k of n samples: the exact expectation, and Monte Carlo where that costs too much.
+
+A vote: k of the n samples are drawn without replacement; samples with the same answer key form a class; the
+class with most votes wins, ties are broken uniformly, a sample without a key uses up its vote but never
+wins, and nobody wins when no sample has a key. The winner is right with the correctness of a representative
+drawn uniformly from the voters of its class (classes whose samples agree need no such rule).
+
+Exact, without enumerating subsets. Tilt by p = k/n: let class j get X_j ~ Binomial(g_j, p) votes,
+independently; given ΣX = k, that is the draw without replacement. For a class i and its count v,
+
+    P(i wins with v) = P(X_i = v) · [x^(k-v)] ∫₀¹ Π_{j≠i} (A_j(x) + y·B_j(x)) dy · (q + p·x)^u / P(ΣX = k)
+
+with A_j the part of X_j's generating function below v, B_j its term at v, u the unparsed samples, q = 1 - p:
+since ∫ y^t dy = 1/(1+t), t rivals tied at v get their share. The integrand is a polynomial of degree <= T in
+y, so ⌈(T+1)/2⌉ Gauss-Legendre nodes integrate it exactly; the coefficient is read off by evaluating at the
+roots of unity. Every term is a probability: nothing overflows, and the only error is rounding, about 1e-13.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+MAX_WORK = 10**8  # complex multiply-adds of one exact expectation: a few seconds
+_CELLS = 2 * 10**6  # of the vote counts held at once by Monte Carlo
+NEGLIGIBLE = 1e-18  # probability mass that may be left out: below the rounding of a double
+
+
+class Estimate(NamedTuple):
+    """An expectation and its Monte Carlo standard error: 0.0 where it was computed exactly."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """All votes of one problem by class: class j has sizes[j] samples, a share[j] of which is right."""
+
+    classes: np.ndarray  # (n,) int: the class of each sample, -1 = unparsed
+    sizes: np.ndarray  # (m,) int
+    share: np.ndarray  # (m,) float in [0, 1]
+
+    @classmethod
+    def of(cls, keys: Sequence[str | None], correct: np.ndarray) -> Ballot:
+        index: dict[str, int] = {}
+        classes = np.fromiter(
+            (-1 if key is None else index.setdefault(key, len(index)) for key in keys), np.int64, len(keys)
+        )
+        parsed = classes >= 0
+        sizes = np.bincount(classes[parsed], minlength=len(index))
+        right = np.bincount(classes[parsed], weights=correct[parsed], minlength=len(index))
+        return cls(classes, sizes, right / np.maximum(sizes, 1))
+
+    @property
+    def n(self) -> int:
+        return len(self.classes)
+
+
+def exact_vote(ballot: Ballot, k: int, max_work: float = MAX_WORK) -> float | None:
+    """The expected correctness of a majority vote over k of the samples; None when it would cost more than
+    `max_work` complex multiply-adds (it never does for n <= 1024 with the default)."""
+    if not ballot.share.any():
+        return 0.0
+    if k == 1:
+        return float(ballot.sizes @ ballot.share) / ballot.n
+    if k == ballot.n:
+        return float(_plurality(ballot.sizes[None], ballot.share)[0])
+    if len(ballot.sizes) == 1 and ballot.sizes[0] == ballot.n:
+        return float(ballot.share[0])
+    tilt = _tilt(ballot.n, k)
+    total = 0.0
+    for i in np.flatnonzero(ballot.share):
+        win = tilt.win_probability(ballot.sizes, int(i), max_work)
+        if win is None:
+            return None
+        total += win * float(ballot.share[i])
+    return min(1.0, max(0.0, total))
+
+
+def sampled_votes(
+    ballot: Ballot,
+    correct: np.ndarray,
+    ks: Sequence[int],
+    weights: np.ndarray | None,
+    draws: int,
+    rng: np.random.Generator,
+) -> list[Estimate]:
+    """Monte Carlo of a vote, weighted by `weights` (n,) if given, for every k.
+
+    Each of `draws` >= 2 random orders of the samples is cut into ⌊n/k⌋ disjoint subsets of size k; ties and
+    representatives enter by their expectation. The standard error is that of the mean over the orders."""
+    orders = rng.random((draws, ballot.n)).argsort(axis=1)  # (draws, n)
+    agree = bool(np.isin(ballot.share, (0.0, 1.0)).all())
+    right = None if agree else correct.astype(float)
+    estimates = []
+    for k in ks:
+        if k == ballot.n:  # there is only one subset
+            value = float(_vote_means(ballot, orders[:1], k, weights, right)[0])
+            estimates.append(Estimate(value, 0.0))
+            continue
+        cells = ballot.n // k * (len(ballot.sizes) + 1)  # of one order
+        parts = math.ceil(draws * cells / _CELLS)
+        means = np.concatenate(
+            [_vote_means(ballot, part, k, weights, right) for part in np.array_split(orders, parts)]
+        )
+        estimates.append(Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(draws))))
+    return estimates
+
+
+def _vote_means(
+    ballot: Ballot, orders: np.ndarray, k: int, weights: np.ndarray | None, right: np.ndarray | None
+) -> np.ndarray:
+    """The mean correctness of the votes of each order's disjoint subsets: (draws, n) -> (draws,).
+
+    `right` (n,) is given when a class's samples disagree, and the representative matters."""
+    m = len(ballot.sizes)
+    subsets = orders[:, : ballot.n // k * k].reshape(-1, k)
+    cells = (ballot.classes[subsets] + 1 + np.arange(len(subsets))[:, None] * (m + 1)).ravel()
+
+    def tally(values: np.ndarray | None) -> np.ndarray:  # (subsets, m)
+        chosen = None if values is None else values[subsets].ravel()
+        return np.bincount(cells, chosen, len(subsets) * (m + 1)).reshape(-1, m + 1)[:, 1:]
+
+    share = ballot.share if right is None else tally(right) / np.maximum(tally(None), 1)
+    return _plurality(tally(weights), share).reshape(len(orders), -1).mean(axis=1)
+
+
+def _plurality(votes: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Expected correctness of the winners of (s, m) votes, `share` (m,) or (s, m): (s,). Votes that are equal
+    up to rounding are tied."""
+    if not votes.shape[1]:
+        return np.zeros(len(votes))
+    best = votes.max(axis=1, keepdims=True)
+    winners = (votes >= best * (1 - 1e-12)) & (best > 0)
+    return (winners * share).sum(axis=1) / np.maximum(winners.sum(axis=1), 1)
+
+
+# ---------------------------------------------------------------------- the exact expectation
+
+
+class _Binomial(NamedTuple):
+    pmf: np.ndarray  # (g + 1,)
+    at_most: np.ndarray  # (g + 1,): P(X <= v)
+    at_least: np.ndarray  # (g + 1,): P(X >= v)
+
+
+@dataclass
+class _Tilt:
+    """What all problems with n samples share at one k: the roots of unity and the binomial laws."""
+
+    n: int
+    k: int
+    binomials: dict[int, _Binomial] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.p = self.k / self.n
+        # Mass further than this from the mean would alias; Chernoff puts it below 1e-25.
+        deviation = math.sqrt(self.n * self.p * (1 - self.p))
+        points = min(self.n + 1, math.ceil(12 * deviation) + 30) | 1  # odd: the half circle has no midpoint
+        self.points = points
+        half = np.arange(points // 2 + 1)
+        self.roots = np.exp(2j * np.pi * half / points)  # (L,): the other half is their conjugates
+        self.read_off = np.where(half == 0, 1.0, 2.0) * self.roots ** (-self.k) / points
+        self.read_off /= self.binomial(self.n).pmf[self.k]
+
+    def binomial(self, g: int) -> _Binomial:
+        """The law of the votes of g samples, each drawn with probability p."""
+        if g not in self.binomials:
+            mode = min(g, int((g + 1) * self.p))
+            j = np.arange(g)
+            ratios = (g - j) * self.p / ((j + 1) * (1 - self.p))  # pmf[j + 1] / pmf[j]
+            pmf = from_ratios(ratios, mode)
+            self.binomials[g] = _Binomial(pmf, np.cumsum(pmf), np.cumsum(pmf[::-1])[::-1])
+        return self.binomials[g]
+
+    def win_probability(self, sizes: np.ndarray, i: int, max_work: float) -> float | None:
+        """P(class i wins), with its share of the ties; None when that takes more than `max_work`."""
+        own = self.binomial(int(sizes[i])).pmf[: self.k + 1]
+        likely = np.flatnonzero(own[1:] > NEGLIGIBLE) + 1
+        if not len(likely):
+            return 0.0
+        low, high = int(likely[0]), int(likely[-1])
+        merged, rivals = self.n - int(sizes[i]), {}
+        for size, multiplicity in zip(*np.unique(np.delete(sizes, i), return_counts=True), strict=True):
+            law = self.binomial(int(size))
+            if size >= low and law.at_least[low] > NEGLIGIBLE:  # else it cannot stand in the way
+                if size > high and law.at_most[high] < NEGLIGIBLE:
+                    return 0.0
+                rivals[int(size)] = int(multiplicity)
+                merged -= int(size) * int(multiplicity)
+        most_ties = min(sum(rivals.values()), self.k // low)
+        nodes = most_ties // 2 + 1
+        if (high - low + 1) * len(self.roots) * len(rivals) * nodes > max_work:
+            return None
+        powers = self.roots ** np.arange(low, high + 1)[:, None]  # (V, L): z^v
+        others = self._rivals_at_most(rivals, low, high, powers, nodes)
+        rest = (1 - self.p + self.p * self.roots) ** merged * self.read_off  # (L,)
+        return float((own[low : high + 1] @ (powers * others) @ rest).real)
+
+    def _rivals_at_most(
+        self, rivals: dict[int, int], low: int, high: int, powers: np.ndarray, nodes: int
+    ) -> np.ndarray:
+        """∫ Π_j (A_j + y·B_j) dy at the roots of unity, a row for each v in low..high: (V, L)."""
+        if not rivals:
+            return np.ones_like(powers)
+        below, tied = [], []
+        for size in rivals:
+            pmf = np.zeros(high + 1)
+            pmf[: min(size, high) + 1] = self.binomial(size).pmf[: high + 1]
+            b = pmf[low:, None] * powers  # (V, L)
+            head = np.polynomial.polynomial.polyval(self.roots, pmf[:low]) if low else 0.0
+            below.append(head + np.cumsum(b, axis=0) - b)
+            tied.append(b)
+        total = np.zeros_like(powers)
+        for y, weight in zip(*_gauss_legendre(nodes), strict=True):
+            product = np.full_like(powers, weight)
+            for a, b, multiplicity in zip(below, tied, rivals.values(), strict=True):
+                product *= _power(a + y * b, multiplicity)
+            total += product
+        return total
+
+
+@lru_cache(maxsize=16)
+def _tilt(n: int, k: int) -> _Tilt:
+    return _Tilt(n, k)
+
+
+@lru_cache(maxsize=64)
+def _gauss_legendre(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1], exact for polynomials up to degree 2·nodes - 1."""
+    x, weights = np.polynomial.legendre.leggauss(nodes)
+    return (x + 1) / 2, weights / 2
+
+
+def _power(base: np.ndarray, exponent: int) -> np.ndarray:
+    """base ** exponent by squaring: numpy's complex power goes through logarithms, and is slow."""
+    result = None
+    while True:
+        if exponent & 1:
+            result = base if result is None else result * base
+        exponent >>= 1
+        if not exponent:
+            return base if result is None else result
+        base = base * base
+
+
+def from_ratios(ratios: np.ndarray, mode: int) -> np.ndarray:
+    """A unimodal probability mass function from its successive ratios p[j+1]/p[j], (m,) -> (m + 1,).
+
+    Multiplied outwards from the mode: nothing overflows, and the tails keep their relative precision."""
+    p = np.ones(len(ratios) + 1)
+    p[mode + 1 :] = np.cumprod(ratios[mode:])
+    p[:mode] = np.cumprod(1 / ratios[:mode][::-1])[::-1]
+    return p / p.sum()
