@@ -21,8 +21,9 @@ from reasoner.votes import MAX_WORK, Ballot, Estimate, exact_vote, from_ratios, 
 TAUS = (0.5, 0.75, 1.0)  # of G-pass@k in a table
 RESAMPLES = 2000  # bootstrap resamples of the problems
 PERMUTATIONS = 10_000  # sign flips of the paired test, when they cannot all be enumerated
-TABLE_WORK = 10**10  # of all exact votes of a table, in complex multiply-adds (about a minute)
+TABLE_WORK = 2 * 10**9  # of all exact votes of a table, in complex multiply-adds (well under a minute)
 SAMPLED_VOTES = 3 * 10**8  # votes cast by Monte Carlo in a table, over all problems
+Columns = dict[str, np.ndarray]  # "pass@4" -> (problems,), nan where a problem has fewer samples
 _DRAWS = (8, 1000)  # fewest and most random orders of one problem's samples
 
 
@@ -182,9 +183,14 @@ def scaling_table(problems: Sequence[ProblemSamples], ks: Sequence[int], seed: i
     if min(ks) < 1 or max(ks) > most:
         raise ValueError(f"k must be between 1 and {most}, the most samples any problem has: got {list(ks)}")
     rng = np.random.default_rng(seed)
-    values, errors = _per_problem(problems, sorted(set(ks)), rng)
+    ks = sorted(set(ks))
+    values, (voted, errors) = closed_forms(problems, ks), votes(problems, ks, rng)
+    values |= voted
+    if all(np.isfinite(p.mean_logprob).all() for p in problems):
+        voted, of_weighted = votes(problems, ks, rng, weighted=True)
+        values, errors = values | voted, errors | of_weighted
     means = {name: _mean(column) for name, column in values.items()}
-    table: dict[str, Any] = {
+    return {
         "pass@k": _at(means, "pass@"),
         "maj@k": _at(means, "maj@"),
         "weighted_maj@k": _at(means, "weighted_maj@") or None,
@@ -192,11 +198,10 @@ def scaling_table(problems: Sequence[ProblemSamples], ks: Sequence[int], seed: i
         "g_pass@k": {f"{tau:g}": _at(means, f"g_pass[{tau:g}]@") for tau in TAUS},
         "avg@k": _mean(np.array([p.c / p.n for p in problems if p.n])),
         "ci95": _bootstrap(values, rng),
-        "problems@k": {str(k): sum(p.n >= k for p in problems) for k in sorted(set(ks))},
+        "problems@k": {str(k): sum(p.n >= k for p in problems) for k in ks},
         "maj_error": _at(errors, "maj@"),
         "weighted_maj_error": _at(errors, "weighted_maj@") or None,
     }
-    return table
 
 
 def _at(values: Mapping[str, float], prefix: str) -> dict[str, float]:
@@ -207,33 +212,30 @@ def _mean(column: np.ndarray) -> float:
     return float(np.nanmean(column))
 
 
-Columns = dict[str, np.ndarray]  # "pass@4" -> (problems,), nan where a problem has fewer samples
+def closed_forms(problems: Sequence[ProblemSamples], ks: Sequence[int]) -> Columns:
+    """pass@k, G-pass@k and, when all problems have scores, best-of-k, a value for every problem."""
+    return _counted(problems, ks) | _best_of_table(problems, ks)
 
 
-def _per_problem(
-    problems: Sequence[ProblemSamples], ks: Sequence[int], rng: np.random.Generator
+def votes(
+    problems: Sequence[ProblemSamples], ks: Sequence[int], rng: np.random.Generator, *, weighted: bool = False
 ) -> tuple[Columns, dict[str, float]]:
-    """Every estimator a problem and k, and the Monte Carlo standard errors of the votes' means."""
-    values = _counted(problems, ks) | _best_of_table(problems, ks)
-    errors: dict[str, float] = {}
-    votes: list[tuple[str, Callable[[ProblemSamples, list[int], int], list[Estimate]]]] = []
+    """Majority votes for every problem, and the Monte Carlo standard errors of their means over problems."""
     limit = TABLE_WORK / (len(problems) * len(ks))
-    votes.append(("maj@", lambda p, at, draws: _majority(p, at, limit, draws, rng)))
-    if all(np.isfinite(p.mean_logprob).all() for p in problems):
-        votes.append(("weighted_maj@", lambda p, at, draws: _weighted(p, at, draws, rng)))
     cast = sum(p.n for p in problems) * len(ks)
     draws = int(min(_DRAWS[1], max(_DRAWS[0], SAMPLED_VOTES // cast)))
-    for prefix, estimate in votes:
-        table = np.full((2, len(problems), len(ks)), np.nan)
-        for row, problem in enumerate(problems):
-            at = [k for k in ks if k <= problem.n]
-            if at:
-                table[:, row, : len(at)] = np.array(estimate(problem, at, draws)).T
-        for column, k in enumerate(ks):
-            values[f"{prefix}{k}"] = table[0, :, column]
-            known = table[1, ~np.isnan(table[1, :, column]), column]
-            errors[f"{prefix}{k}"] = float(np.sqrt((known**2).sum()) / len(known))
-    return values, errors
+    table = np.full((2, len(problems), len(ks)), np.nan)
+    for row, problem in enumerate(problems):
+        if at := [k for k in ks if k <= problem.n]:
+            estimates = (
+                _weighted(problem, at, draws, rng) if weighted else _majority(problem, at, limit, draws, rng)
+            )
+            table[:, row, : len(at)] = np.array(estimates).T
+    prefix = "weighted_maj@" if weighted else "maj@"
+    squares, known = np.nansum(table[1] ** 2, axis=0), np.isfinite(table[1]).sum(axis=0)
+    errors = np.sqrt(squares) / known
+    values = {f"{prefix}{k}": table[0, :, column] for column, k in enumerate(ks)}
+    return values, {name: float(e) for name, e in zip(values, errors, strict=True)}
 
 
 def _majority(

@@ -19,9 +19,10 @@ roots of unity. Every term is a probability: nothing overflows, and the only err
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Estimate(NamedTuple):
     error: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ballot:
     """All votes of one problem by class: class j has sizes[j] samples, a share[j] of which is right."""
 
@@ -61,6 +62,11 @@ class Ballot:
     def n(self) -> int:
         return len(self.classes)
 
+    @cached_property
+    def of_size(self) -> Counter[int]:
+        """How many classes there are of each size."""
+        return Counter(self.sizes.tolist())
+
 
 def exact_vote(ballot: Ballot, k: int, max_work: float = MAX_WORK) -> float | None:
     """The expected correctness of a majority vote over k of the samples; None when it would cost more than
@@ -76,7 +82,9 @@ def exact_vote(ballot: Ballot, k: int, max_work: float = MAX_WORK) -> float | No
     tilt = _tilt(ballot.n, k)
     total = 0.0
     for i in np.flatnonzero(ballot.share):
-        win = tilt.win_probability(ballot.sizes, int(i), max_work)
+        size = int(ballot.sizes[i])
+        rivals = {g: many for g, all_ in ballot.of_size.items() if (many := all_ - (g == size))}
+        win = tilt.win_probability(size, rivals, max_work)
         if win is None:
             return None
         total += win * float(ballot.share[i])
@@ -93,8 +101,9 @@ def sampled_votes(
 ) -> list[Estimate]:
     """Monte Carlo of a vote, weighted by `weights` (n,) if given, for every k.
 
-    Each of `draws` >= 2 random orders of the samples is cut into ⌊n/k⌋ disjoint subsets of size k; ties and
-    representatives enter by their expectation. The standard error is that of the mean over the orders."""
+    Each of `draws` >= 2 random orders of the samples is cut into disjoint subsets of size k (as many as fit,
+    or fewer where the classes are many); ties and representatives enter by their expectation. The standard
+    error is that of the mean over the orders."""
     orders = rng.random((draws, ballot.n)).argsort(axis=1)  # (draws, n)
     agree = bool(np.isin(ballot.share, (0.0, 1.0)).all())
     right = None if agree else correct.astype(float)
@@ -104,13 +113,18 @@ def sampled_votes(
             value = float(_vote_means(ballot, orders[:1], k, weights, right)[0])
             estimates.append(Estimate(value, 0.0))
             continue
-        cells = ballot.n // k * (len(ballot.sizes) + 1)  # of one order
+        cells = _subsets(ballot, k) * (len(ballot.sizes) + 1)  # of one order
         parts = math.ceil(draws * cells / _CELLS)
         means = np.concatenate(
             [_vote_means(ballot, part, k, weights, right) for part in np.array_split(orders, parts)]
         )
         estimates.append(Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(draws))))
     return estimates
+
+
+def _subsets(ballot: Ballot, k: int) -> int:
+    """How many subsets of size k an order is cut into: counting votes costs a cell a subset and class."""
+    return max(1, min(ballot.n // k, 4 * ballot.n // (len(ballot.sizes) + 1)))
 
 
 def _vote_means(
@@ -120,7 +134,7 @@ def _vote_means(
 
     `right` (n,) is given when a class's samples disagree, and the representative matters."""
     m = len(ballot.sizes)
-    subsets = orders[:, : ballot.n // k * k].reshape(-1, k)
+    subsets = orders[:, : _subsets(ballot, k) * k].reshape(-1, k)
     cells = (ballot.classes[subsets] + 1 + np.arange(len(subsets))[:, None] * (m + 1)).ravel()
 
     def tally(values: np.ndarray | None) -> np.ndarray:  # (subsets, m)
@@ -150,6 +164,17 @@ class _Binomial(NamedTuple):
     at_least: np.ndarray  # (g + 1,): P(X >= v)
 
 
+class _Block(NamedTuple):
+    """Winning counts low..high of a class, the sizes of the rivals that may reach them (size, how many), the
+    samples of all other classes, and the nodes that integrate their ties exactly."""
+
+    low: int
+    high: int
+    rivals: tuple[tuple[int, int], ...]
+    others: int
+    nodes: int
+
+
 @dataclass
 class _Tilt:
     """What all problems with n samples share at one k: the roots of unity and the binomial laws."""
@@ -160,68 +185,77 @@ class _Tilt:
 
     def __post_init__(self) -> None:
         self.p = self.k / self.n
-        # Mass further than this from the mean would alias; Chernoff puts it below 1e-25.
+        # Mass further than this from the mean would alias: less than the rounding of a double.
         deviation = math.sqrt(self.n * self.p * (1 - self.p))
-        points = min(self.n + 1, math.ceil(12 * deviation) + 30) | 1  # odd: the half circle has no midpoint
-        self.points = points
-        half = np.arange(points // 2 + 1)
-        self.roots = np.exp(2j * np.pi * half / points)  # (L,): the other half is their conjugates
-        self.read_off = np.where(half == 0, 1.0, 2.0) * self.roots ** (-self.k) / points
+        points = min(self.n + 1, math.ceil(9.5 * deviation) + 30) | 1  # odd: the half circle has no midpoint
+        self.circle = np.exp(2j * np.pi * np.arange(points) / points)
+        self.half = np.arange(points // 2 + 1)  # (L,): the other roots are conjugates of these
+        self.read_off = (
+            np.where(self.half == 0, 1.0, 2.0) * self.circle[-self.k * self.half % points] / points
+        )
         self.read_off /= self.binomial(self.n).pmf[self.k]
 
     def binomial(self, g: int) -> _Binomial:
         """The law of the votes of g samples, each drawn with probability p."""
         if g not in self.binomials:
-            mode = min(g, int((g + 1) * self.p))
             j = np.arange(g)
             ratios = (g - j) * self.p / ((j + 1) * (1 - self.p))  # pmf[j + 1] / pmf[j]
-            pmf = from_ratios(ratios, mode)
+            pmf = from_ratios(ratios, min(g, int((g + 1) * self.p)))
             self.binomials[g] = _Binomial(pmf, np.cumsum(pmf), np.cumsum(pmf[::-1])[::-1])
         return self.binomials[g]
 
-    def win_probability(self, sizes: np.ndarray, i: int, max_work: float) -> float | None:
-        """P(class i wins), with its share of the ties; None when that takes more than `max_work`."""
-        own = self.binomial(int(sizes[i])).pmf[: self.k + 1]
-        likely = np.flatnonzero(own[1:] > NEGLIGIBLE) + 1
-        if not len(likely):
-            return 0.0
-        low, high = int(likely[0]), int(likely[-1])
-        merged, rivals = self.n - int(sizes[i]), {}
-        for size, multiplicity in zip(*np.unique(np.delete(sizes, i), return_counts=True), strict=True):
-            law = self.binomial(int(size))
-            if size >= low and law.at_least[low] > NEGLIGIBLE:  # else it cannot stand in the way
-                if size > high and law.at_most[high] < NEGLIGIBLE:
-                    return 0.0
-                rivals[int(size)] = int(multiplicity)
-                merged -= int(size) * int(multiplicity)
-        most_ties = min(sum(rivals.values()), self.k // low)
-        nodes = most_ties // 2 + 1
-        if (high - low + 1) * len(self.roots) * len(rivals) * nodes > max_work:
-            return None
-        powers = self.roots ** np.arange(low, high + 1)[:, None]  # (V, L): z^v
-        others = self._rivals_at_most(rivals, low, high, powers, nodes)
-        rest = (1 - self.p + self.p * self.roots) ** merged * self.read_off  # (L,)
-        return float((own[low : high + 1] @ (powers * others) @ rest).real)
+    def powers(self, low: int, high: int) -> np.ndarray:
+        """z^v of the roots of unity z for v = low..high: (V, L)."""
+        return self.circle[np.arange(low, high + 1)[:, None] * self.half % len(self.circle)]
 
-    def _rivals_at_most(
-        self, rivals: dict[int, int], low: int, high: int, powers: np.ndarray, nodes: int
-    ) -> np.ndarray:
-        """∫ Π_j (A_j + y·B_j) dy at the roots of unity, a row for each v in low..high: (V, L)."""
-        if not rivals:
-            return np.ones_like(powers)
-        below, tied = [], []
-        for size in rivals:
+    def win_probability(self, size: int, rivals: dict[int, int], max_work: float) -> float | None:
+        """P(a class of `size` samples wins), with its share of the ties; None when that takes more than
+        `max_work`. `rivals` says how many other classes there are of each size."""
+        blocks = list(self._blocks(size, rivals))
+        rows = sum((b.high - b.low + 1) * len(b.rivals) * b.nodes for b in blocks)
+        if rows * len(self.half) > max_work:
+            return None
+        own, total = self.binomial(size).pmf, 0.0
+        for block in blocks:
+            powers = self.powers(block.low, block.high)
+            beaten = powers * self._beaten(block, powers)
+            rest = (1 - self.p + self.p * self.circle[self.half]) ** block.others * self.read_off  # (L,)
+            total += float((own[block.low : block.high + 1] @ beaten @ rest).real)
+        return total
+
+    def _blocks(self, size: int, rivals: dict[int, int]) -> Iterator[_Block]:
+        """The likely winning counts cut at doublings: each block has few rivals that matter, and few ties."""
+        likely = np.flatnonzero(self.binomial(size).pmf[1 : self.k + 1] > NEGLIGIBLE) + 1
+        high = 0
+        while len(likely) and high < likely[-1]:
+            low = max(high + 1, int(likely[0]))
+            high = min(2 * low, int(likely[-1]))
+            reach = {g: many for g, many in rivals.items() if self._may_reach(g, low)}
+            if any(g > high and self.binomial(g).at_most[high] < NEGLIGIBLE for g in reach):
+                continue  # beaten for certain
+            others = self.n - size - sum(g * many for g, many in reach.items())
+            ties = min(sum(reach.values()), self.k // low)
+            yield _Block(low, high, tuple(reach.items()), others, ties // 2 + 1)
+
+    def _may_reach(self, g: int, count: int) -> bool:
+        return g >= count and bool(self.binomial(g).at_least[count] > NEGLIGIBLE)
+
+    def _beaten(self, block: _Block, powers: np.ndarray) -> np.ndarray:
+        """∫ Π_j (A_j + y·B_j) dy at the roots of unity, a row for each count of the block: (V, L)."""
+        low, high = block.low, block.high
+        parts = []
+        for g, many in block.rivals:
             pmf = np.zeros(high + 1)
-            pmf[: min(size, high) + 1] = self.binomial(size).pmf[: high + 1]
-            b = pmf[low:, None] * powers  # (V, L)
-            head = np.polynomial.polynomial.polyval(self.roots, pmf[:low]) if low else 0.0
-            below.append(head + np.cumsum(b, axis=0) - b)
-            tied.append(b)
+            pmf[: min(g, high) + 1] = self.binomial(g).pmf[: high + 1]
+            tied = pmf[low:, None] * powers  # (V, L)
+            first = int(np.argmax(pmf > NEGLIGIBLE))
+            head = pmf[first:low] @ self.powers(first, low - 1) if first < low else 0.0
+            parts.append((head + np.cumsum(tied, axis=0) - tied, tied, many))
         total = np.zeros_like(powers)
-        for y, weight in zip(*_gauss_legendre(nodes), strict=True):
+        for y, weight in zip(*_gauss_legendre(block.nodes), strict=True):
             product = np.full_like(powers, weight)
-            for a, b, multiplicity in zip(below, tied, rivals.values(), strict=True):
-                product *= _power(a + y * b, multiplicity)
+            for below, tied, many in parts:
+                product *= _power(below + y * tied, many)
             total += product
         return total
 
