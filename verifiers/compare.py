@@ -7,12 +7,12 @@ words.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
-from fractions import Fraction
 
+from verifiers.amounts import Amounts
 from verifiers.budget import Budget, TooExpensive
 from verifiers.canon import NotScalar
-from verifiers.forms import left_to_do, scaled
 from verifiers.intervals import NoSet, SetReader, same_sets
 from verifiers.nodes import (
     Add,
@@ -21,9 +21,7 @@ from verifiers.nodes import (
     Choice,
     Clock,
     Const,
-    Div,
     Matrix,
-    Mul,
     Node,
     Num,
     Percent,
@@ -35,10 +33,10 @@ from verifiers.nodes import (
     SetOp,
     Sym,
     Text,
-    Unit,
     symbols,
     walk,
 )
+from verifiers.numerals import number_word
 from verifiers.relations import Assigned, assigned, same_relations
 from verifiers.scalar import Match, same_scalar
 from verifiers.shapes import (
@@ -47,24 +45,24 @@ from verifiers.shapes import (
     as_clock,
     as_matrix,
     assignments,
+    determinant,
     inequalities,
-    is_angle,
     is_condition,
     kind_of,
     names_agree,
+    one_variable,
     plain_text,
     same_integer,
     set_like,
-    split_quantity,
+    unlabelled,
     with_signs,
 )
-from verifiers.text import number_word
 
-MAX_ITEMS = 200
+MAX_ITEMS = 2000
 MAX_SIGNS = 4
 
 
-class Comparison:
+class Comparison(Amounts):
     """Compares syntax trees under one budget. `percent_asked`: the prompt asks for a percentage, so that a
     bare reference may be answered with a percent sign."""
 
@@ -112,6 +110,7 @@ class Comparison:
         """± written out as a list of both; one item in brackets as itself; "3 h and 5 min" as a sum."""
         if any(isinstance(part, PlusMinus) for part in walk(node)):
             node = self.expand_signs(node)
+        node = unlabelled(node)
         if isinstance(node, Rel) and node.ops == ("in",) and isinstance(node.items[0], Sym):
             if isinstance(node.items[1], Seq) and node.items[1].open == "{":
                 return node.items[1]
@@ -307,7 +306,15 @@ class Comparison:
         if len(gold) != len(pred):
             return Match(False, f"{len(pred)} elements, not {len(gold)}")
         left = list(pred)
+        missing = []
+        alike = Counter(pred)
         for item in gold:
+            if alike[item]:
+                alike[item] -= 1
+                left.remove(item)
+            else:
+                missing.append(item)
+        for item in missing:
             for index, other in enumerate(left):
                 if self.same(item, other):
                     del left[index]
@@ -318,6 +325,8 @@ class Comparison:
 
     def distinct(self, items: tuple[Node, ...]) -> tuple[Node, ...]:
         kept: list[Node] = []
+        if all(isinstance(i, Num) and i.places is None for i in items):
+            return tuple({i.value: i for i in items if isinstance(i, Num)}.values())
         for item in items:
             if not any(self.same(other, item) for other in kept):
                 kept.append(item)
@@ -334,27 +343,29 @@ class Comparison:
             return None
         if wanted is not None and said is not None:
             names, others = [n for n, _ in wanted], [n for n, _ in said]
-            if len(set(names)) == len(names) > 1:
+            if len(set(names)) == len(names) > 1 and not one_variable(names, others):
                 if sorted(names) != sorted(others):
                     return Match(False, "other variables")
                 table = dict(said)
                 return self.ordered(tuple(v for _, v in wanted), tuple(table[n] for n in names))
-            if set(names) != set(others):
+            if {n.partition("_")[0] for n in names} != {n.partition("_")[0] for n in others}:
                 return Match(False, "other variables")
             return self.unordered(tuple(v for _, v in wanted), tuple(v for _, v in said), as_sets=True)
         pairs, other = (wanted, pred) if wanted is not None else (said, gold)
         assert pairs is not None
         values = tuple(v for _, v in pairs)
-        one_variable = len({n.partition("_")[0] for n, _ in pairs}) < len(pairs)
-        if one_variable and other.open in ("", "{"):
+        indexed = len({n.partition("_")[0] for n, _ in pairs}) < len(pairs)
+        if indexed and other.open in ("", "{"):
             first, second = (values, other.items) if wanted is not None else (other.items, values)
             return self.unordered(first, second, as_sets=True)
-        if not one_variable and other.open in ("", "(", "<"):
+        if not indexed and other.open in ("", "(", "<"):
             first, second = (values, other.items) if wanted is not None else (other.items, values)
             return self.ordered(first, second)
         return Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
 
     def matrix(self, gold: Node, pred: Node) -> Match:
+        if isinstance(gold, Matrix) and gold.kind == "det" and not isinstance(pred, Matrix):
+            return self.same(determinant(gold), pred)
         gold, pred = as_matrix(gold), as_matrix(pred)
         if not isinstance(gold, Matrix) or not isinstance(pred, Matrix) or gold.kind != pred.kind:
             return Match(False, f"{kind_of(pred)} is not {kind_of(gold)}")
@@ -363,71 +374,3 @@ class Comparison:
         cells = [cell for row in gold.rows for cell in row]
         match = self.ordered(tuple(cells), tuple(cell for row in pred.rows for cell in row))
         return Match(match.equal, f"matrix, {match.rule}")
-
-    def ratio(self, gold: Ratio, pred: Node) -> Match:
-        if isinstance(pred, Ratio):
-            if len(gold.items) != len(pred.items):
-                return Match(False, "another number of parts")
-            first, other = gold.items[0], pred.items[0]
-            agree = all(
-                same_scalar(Mul((a, other)), Mul((b, first)), self.budget)
-                for a, b in zip(gold.items, pred.items, strict=True)
-            )
-            return Match(agree, "ratio, part by part")
-        if len(gold.items) == 2 and isinstance(pred, Div):
-            return self.quantity(Div(*gold.items), pred)
-        return Match(False, f"{kind_of(pred)} is not a ratio")
-
-    def clock(self, gold: Clock, pred: Clock) -> Match:
-        a, b = gold.text, pred.text
-        if (a[-1] in "ap") != (b[-1] in "ap"):
-            a, b = a.rstrip("ap"), b.rstrip("ap")
-        return Match(a == b, "time of day")
-
-    # -- numbers with and without units ----------------------------------------------------------------
-
-    def quantity(self, gold: Node, pred: Node, evaluated: bool = True) -> Match:
-        """Scalars, with percent and units: a missing unit is forgiven, a different one is not."""
-        gold_value, gold_unit, gold_percent = split_quantity(gold)
-        pred_value, pred_unit, pred_percent = split_quantity(pred)
-        if (gold_unit is None) != (pred_unit is None) and is_angle(gold_unit or pred_unit):
-            bare = gold_value if gold_unit is None else pred_value
-            if Const("pi") in walk(bare):
-                return self.radians(gold_value, gold_unit, pred_value, pred_unit)
-        if evaluated:
-            undone = left_to_do(gold_value, pred_value)
-            if undone:
-                return Match(False, f"not evaluated: {', '.join(sorted(undone))}")
-        if (gold_percent and pred_unit) or (pred_percent and gold_unit):
-            return Match(False, "a percentage is no quantity with a unit")
-        if gold_percent or pred_percent:
-            return self.percent(gold_value, pred_value, gold_percent, pred_percent)
-        if gold_unit is None or pred_unit is None:
-            return same_scalar(gold_value, pred_value, self.budget)
-        if is_angle(gold_unit) and is_angle(pred_unit) and gold_unit.dims != pred_unit.dims:
-            return self.radians(gold_value, gold_unit, pred_value, pred_unit)
-        if gold_unit.dims != pred_unit.dims:
-            return Match(False, f"{pred_unit.name} is not {gold_unit.name}")
-        if gold_unit.factor == pred_unit.factor:
-            return same_scalar(gold_value, pred_value, self.budget)
-        return same_scalar(
-            scaled(gold_value, gold_unit.factor), scaled(pred_value, pred_unit.factor), self.budget
-        )
-
-    def percent(self, gold: Node, pred: Node, gold_percent: bool, pred_percent: bool) -> Match:
-        hundredth = Fraction(1, 100)
-        if gold_percent and pred_percent:
-            return same_scalar(gold, pred, self.budget)
-        if gold_percent:
-            match = same_scalar(scaled(gold, hundredth), pred, self.budget)
-            return match or same_scalar(gold, pred, self.budget)
-        match = same_scalar(gold, scaled(pred, hundredth), self.budget)
-        return match or (same_scalar(gold, pred, self.budget) if self.percent_asked else match)
-
-    def radians(self, gold: Node, gold_unit: Unit | None, pred: Node, pred_unit: Unit | None) -> Match:
-        """An angle in degrees against one in radians (a bare multiple of π is one)."""
-        sides = []
-        for value, unit in ((gold, gold_unit), (pred, pred_unit)):
-            in_degrees = unit is not None and unit.dims[0][0] == "angle"
-            sides.append(Div(Mul((value, Const("pi"))), Num(Fraction(180))) if in_degrees else value)
-        return same_scalar(sides[0], sides[1], self.budget)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 
 from verifiers.boxes import Extraction, find_boxes, from_boxes
+from verifiers.numerals import find_date
 from verifiers.phrases import (
     AFTER_REFUSES,
     CLAUSE_ENDS,
@@ -22,6 +23,7 @@ from verifiers.phrases import (
     PHRASE_AFTER,
     RESULT,
     ROUNDED,
+    TAKEN_BACK,
 )
 from verifiers.tables import FUNCTIONS, GREEK, MEANING
 from verifiers.units import read_unit
@@ -68,7 +70,18 @@ def without_thinking(text: str) -> str | None:
     return before if before.strip() else None
 
 
-_HIDDEN = (("<!--", "-->"), ("\\begin{comment}", "\\end{comment}"), ("~~", "~~"), ("<del>", "</del>"))
+_HIDDEN = (
+    ("<!--", "-->"),
+    ("\\begin{comment}", "\\end{comment}"),
+    ("~~", "~~"),
+    ("<del>", "</del>"),
+    ("<s>", "</s>"),
+    ("<strike>", "</strike>"),
+)
+_HTML = re.compile(
+    r"</?(?:b|i|u|em|strong|p|br|span|div|code|pre|mark|center|font|h[1-6]|li|ul|ol|math)(?:\s[^<>]{0,80})?\s*/?>",
+    re.IGNORECASE,
+)
 
 
 def without_hidden(text: str) -> str:
@@ -84,6 +97,8 @@ def without_hidden(text: str) -> str:
             kept.append(text[position:start])
             position = end + len(closer)
         text = "".join([*kept, text[position:]])
+    if "</" in text or "<br" in text:
+        text = _HTML.sub("", text)
     return _COMMENT_LINE.sub("", text) if "%" in text else text
 
 
@@ -101,7 +116,7 @@ def extract(text: str) -> Extraction:
     visible = without_thinking(text)
     if visible is None:
         return Extraction(None, "the thinking never ends")
-    visible = without_hidden(_SPECIAL.sub("", visible)).strip()
+    visible = _SPECIAL.sub("", without_hidden(visible)).strip()
     if not visible:
         return Extraction(None, "nothing is stated")
     boxes = find_boxes(visible)
@@ -171,7 +186,8 @@ def _from_phrase(content: str, how: str) -> Extraction:
     elif line.startswith(("$$", "\\[", "\\begin")) or line.count("$") % 2:
         line = _display(content) or line
     answer = conclude(line, strict=False)
-    if answer is None:
+    last_words = sentence(strip_markup(line))[-12:]
+    if answer is None or TAKEN_BACK.match(content[content.find(last_words) + len(last_words) :]):
         return Extraction(None, "hedged or negated")
     if "$" not in line and "\\" not in line and not _looks_like_answer(answer):
         prose = _from_prose(answer, how)
@@ -193,7 +209,7 @@ def _display(content: str) -> str | None:
 def strip_markup(line: str) -> str:
     """A line without Markdown emphasis, list marks and outer white space."""
     line = re.sub(r"\*\*|__|`+", "", line).strip()
-    return re.sub(r"^(?:[-*•>]\s+|#{1,6}\s+)+", "", line).strip()
+    return re.sub(r"^(?:-\s+(?![\d.\\])|[*•>]\s+|#{1,6}\s+)+", "", line).strip()
 
 
 _SENTENCE_END = re.compile(r"(?<=[^\s.])(?<!\b[A-Z])[.!](?=\s+[A-Z\\$])|(?<=[^\s.])\.\s*$|。(?=.)|。\s*$")
@@ -215,7 +231,7 @@ def sentence(line: str, last: bool = False) -> str:
 def conclude(line: str, strict: bool) -> str | None:
     """The answer that a line states, or None when it hedges, negates, or (`strict`) does not conclude."""
     line = ROUNDED.sub("", sentence(strip_markup(line), last=strict)).strip().rstrip(" .,;")
-    line = re.sub(r"^[:=\s]+", "", line)
+    line = re.sub(r"^(?:(?:so|thus|hence|therefore|then)\b,?|[:=,\s]+)+", "", line, flags=re.IGNORECASE)
     line = re.sub(r"(?<=[\d$)}])\s*(?:です|である|だ|となる|입니다|이다|이에요)$", "", line)
     if not line:
         return None
@@ -293,12 +309,14 @@ _BARE_TEXT = re.compile(r"[^\W\d_][\w' -]{0,40}[.!]?")
 _RIGHT_CHOICE = re.compile(r"(?<!\w)\(?([A-J])\)? is (?:the )?(?:correct|right|best)\b")
 _NOTHING = re.compile(r"\b(?:does not exist|doesn't exist|no (?:real )?solutions?)\.?$", re.IGNORECASE)
 _CHOSEN = re.compile(r"(?<!\w)\(([A-J])\)|\b(?:option|choice|select|choose|pick)\s+([A-J])\b", re.IGNORECASE)
+_CLOCK_TIME = re.compile(r"(?<![\d:])\d{1,2}:[0-5]\d(?:\s*[ap]\.?m\b\.?)?(?![\d:])", re.IGNORECASE)
 _LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?(?![\w\\^{])")
 
 
 def _from_line(line: str, how: str) -> Extraction:
     stripped = ROUNDED.sub("", strip_markup(line))
-    if _looks_like_answer(stripped):
+    day = find_date(stripped)
+    if _looks_like_answer(stripped) or day == stripped.rstrip("."):
         return Extraction(stripped, how)
     concluded = conclude(stripped, strict=True)
     if concluded is None:
@@ -310,7 +328,7 @@ def _from_line(line: str, how: str) -> Extraction:
 
 
 _SENTENCE_WORDS = re.compile(
-    r"\b(?:is|are|was|the|so|we|have|get|equals?|be|must|not|then|thus|(?-i:I)|choose|select|pick|therefore)\b",
+    r"\b(?:is|are|was|the|so|we|have|get|equals?|be|must|not|then|thus|hence|(?-i:I)|choose|select|pick|therefore)\b",
     re.IGNORECASE,
 )
 
@@ -352,9 +370,18 @@ def _from_prose(line: str, how: str) -> Extraction:
         ):
             if verb is not None or not line[: numbers[0].start()].strip():
                 return Extraction(f"{numbers[0].group()} {behind}".strip(), how)
+    day = find_date(line)
+    if day is not None and not NEGATION_BEFORE.search(line[: line.find(day)]):
+        return Extraction(day, how)
+    clocks = _CLOCK_TIME.findall(line)
+    if len(clocks) == 1 and len(numbers) <= 2 and not NEGATION_BEFORE.search(line[: line.find(clocks[0])]):
+        return Extraction(clocks[0], how)
     letters = set(_CHOSEN.findall(line))
     if len(letters) == 1:
         return Extraction("".join(letters.pop()), how)
+    verdict = re.match(r"(yes|no|true|false)\b[,.;:!—-]", line, re.IGNORECASE)
+    if verdict and not re.search(r"\d", line):
+        return Extraction(verdict.group(1), how)
     if _BARE_TEXT.fullmatch(line) and (_NOTHING.search(line) or not _SENTENCE_WORDS.search(line)):
         return Extraction(line, how)
     return Extraction(None, f"{how}: no answer that stands out")

@@ -169,7 +169,7 @@ class SetReader:
         return RealSet(self.intersection(sets).intervals, name)
 
     def half_line(self, left: Node, op: str, right: Node, name: str) -> RealSet:
-        if right == Sym(name) and not symbols(left):
+        if symbols(right) and not symbols(left):
             left, op, right = right, FLIPPED[op], left
         if left == Sym(name) and not symbols(right):
             bound = right

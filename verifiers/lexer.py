@@ -37,6 +37,10 @@ _SCAN = re.compile(
 _LATEX_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\\!\s?|\\,\s?|\{\\,\}|\\ |\\!,)\d{3})+(?!\d)")
 _SPACE_GROUPED = re.compile(r"(?<![\d.,/^_{])(?<!\d )\d{1,3}(?: \d{3})+(?![\d/]| ?\d)")
 _COMMA_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+_EUROPEAN = re.compile(
+    r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?(?![\d.,])|(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d.,])"
+)
+_APOSTROPHES = re.compile(r"(?<![\d.,'])\d{1,3}(?:'\d{3})+(?![\d'])")
 _OPENERS, _CLOSERS = "([", ")]"
 
 
@@ -57,6 +61,10 @@ def group_digits(text: str, commas: bool) -> str:
     then only outside brackets, where a comma separates."""
     if not any(c.isdigit() for c in text):
         return text
+    if "." in text:  # 1.234.567 and 1.234,56; a single 1.234 is a decimal
+        text = _EUROPEAN.sub(lambda m: m.group().replace(".", "").replace(",", "."), text)
+    if "'" in text:
+        text = _APOSTROPHES.sub(lambda m: m.group().replace("'", ""), text)
     text = _LATEX_GROUPED.sub(lambda m: re.sub(r"\D", "", m.group()), text)
     text = _SPACE_GROUPED.sub(lambda m: m.group().replace(" ", ""), text)
     if not commas or "," not in text:

@@ -37,7 +37,7 @@ class Reading:
 
 def read(text: str) -> Reading:
     """The reading of one answer text."""
-    from verifiers.parser import parse_clean
+    from verifiers.reading import parse_clean
 
     try:
         cleaned = clean(text)
@@ -95,7 +95,7 @@ class MathVerifier(Verifier):
     def prepare(self) -> None:
         """Load what the first verdict will need."""
         import verifiers.compare
-        import verifiers.parser  # noqa: F401
+        import verifiers.reading  # noqa: F401
         from verifiers.numeric import context
 
         context(50)

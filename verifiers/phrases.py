@@ -66,7 +66,7 @@ RESULT = re.compile(
 )
 PHRASE = re.compile(
     rf"(?:(?<![\w-]){_NOT_OURS}(?:the |my |our |your )?{_ANNOUNCES}"
-    rf"(?:{_VERB}(?![\w-]){_MARK}|{_BARE_MARK})|(?:{_OTHER_LANGUAGES})(?![\w-])?{_MARK})"
+    rf"(?:{_VERB}(?![\w-]){_MARK}|{_BARE_MARK})|(?<!\w)ans\.\s+|(?:{_OTHER_LANGUAGES})(?![\w-])?{_MARK})"
     r"(?<=[:：=>\s*_是为為选選は은:])(?=\S)",
     re.IGNORECASE,
 )
@@ -127,6 +127,12 @@ CLAUSE_ENDS = re.compile(
 #: A rounded value behind the exact one.
 ROUNDED = re.compile(
     r"[\s,(]+(?:or\s+)?(?:about|approximately|approx\.?|roughly|circa|≈)\s+\$?\$?-?[\d.,]+\$?\)?\.?\s*$",
+    re.IGNORECASE,
+)
+#: What follows an answer and takes it back or puts another beside it.
+TAKEN_BACK = re.compile(
+    r"[\s.!*$\\)\]}]*(?:(?:or|oder|ou)\b(?!\s+(?:equivalently|in other words|about|approximately|roughly))|"
+    r"(?:no|wait|hmm+|actually|oops|alternatively|maybe|perhaps|possibly)(?=[\s,.!…]+\S)(?!\s+\w+\s+(?:needed|required)))",
     re.IGNORECASE,
 )
 JSON_ANSWER = re.compile(r"[\"'](?:final[_ ])?answer[\"']\s*:\s*[\"']?([^\"'}\n]+)[\"']?", re.IGNORECASE)

@@ -116,6 +116,8 @@ class Quantities:
         word = token.text
         if not token.spaced:
             return word.casefold() in ATTACHED or not word.isascii()
+        if word == "min" and self.peek(1).kind == "end":
+            return True
         if word in FUNCTIONS or self.word_separator(token) or self.in_call:
             return False
         if len(word) == 1:

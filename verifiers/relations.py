@@ -54,7 +54,8 @@ def is_name(node: Node) -> bool:
 
 def assigned(rel: Rel, budget: Budget, same: Callable[[Node, Node], bool]) -> Assigned | None:
     """What a chain of `=` and `≈` answers, or None: when it is no such chain, when two of its values differ
-    (`84 = 85`), or when it is an equation to be solved rather than a value."""
+    (`84 = 85`), or when it is an equation to be solved rather than a value. Behind a name, a link may have
+    variables that the next one has not (`A = πr² = 25π`): they were given values, which is not checked."""
     if not all(op in ("=", "~", "equiv") for op in rel.ops):
         return None
     items, ops = list(rel.items), list(rel.ops)
@@ -73,8 +74,11 @@ def assigned(rel: Rel, budget: Budget, same: Callable[[Node, Node], bool]) -> As
         if not all(_close(items[cut], item, budget) for item in items[cut + 1 :]):
             return None
         rounded, items, ops = items[-1], items[: cut + 1], ops[:cut]
-    if any(not same(left, right) for left, right in zip(items, items[1:], strict=False)):
-        return None
+    if name is None and len(items) > 1 and items[0] == items[-1]:
+        return None  # 84 = 84 says nothing
+    for left, right in zip(items, items[1:], strict=False):
+        if not same(left, right) and not (name is not None and symbols(left) - symbols(right)):
+            return None
     return Assigned(name, items[-1], rounded)
 
 

@@ -14,12 +14,15 @@ from verifiers.nodes import (
     Choice,
     Clock,
     Const,
+    Div,
     Matrix,
+    Mul,
     Neg,
     Node,
     Num,
     Percent,
     PlusMinus,
+    Pow,
     Quantity,
     Ratio,
     Rel,
@@ -29,7 +32,9 @@ from verifiers.nodes import (
     Text,
     Unit,
     rewrite,
+    symbols,
 )
+from verifiers.units import SINGLE, read_unit
 
 STRUCTURES = (Seq, SetOp, Rel, Matrix, Text, Choice, Ratio, Clock, Builder, Based)
 
@@ -126,6 +131,9 @@ def integer_variable(node: Node) -> str | None:
 def same_integer(gold: Node, pred: Node) -> Node:
     """`pred` with its integer variable ("n ∈ Z") called as in `gold`."""
     wanted, given = integer_variable(gold), integer_variable(pred)
+    if wanted is None and given is not None:
+        letters = symbols(gold) & {"k", "n", "m", "l"}  # not said to be an integer, but meant
+        wanted = next(iter(letters)) if len(letters) == 1 and symbols(gold) <= letters | {"x"} else None
     if wanted is None or given is None or wanted == given:
         return pred
     return rewrite(pred, lambda part: Sym(wanted) if part == Sym(given) else None)
@@ -139,6 +147,67 @@ def inequalities(node: Node) -> bool:
     return isinstance(node, Seq) and any(
         isinstance(i, Rel) and any(op not in ("=", "~") for op in i.ops) for i in node.items
     )
+
+
+def as_quantity(node: Node) -> Node:
+    """`0.0012 m^2` or `5 \\frac{m}{s}`, read as a product of symbols, as a quantity when every symbol in it
+    is the sign of a unit."""
+    parts: list[str] = []
+    value = _units_apart(node, "", parts)
+    unit = read_unit(" ".join(parts)) if parts and value is not None else None
+    return node if unit is None or value is None else Quantity(value, unit)
+
+
+def _units_apart(node: Node, sign: str, parts: list[str]) -> Node | None:
+    """The number in a product of a number and signs of units; the signs go to `parts`."""
+    match node:
+        case Sym(name) if name in SINGLE:
+            parts.append(sign + name)
+            return Num(Fraction(1))
+        case Pow(Sym(name), Num(power)) if name in SINGLE:
+            parts.append(f"{sign}{name}^{power}")
+            return Num(Fraction(1))
+        case Mul(items) if items:
+            found = [_units_apart(item, sign, parts) for item in items]
+            numbers = [item for item in found if item is not None and item != Num(Fraction(1))]
+            return numbers[0] if len(numbers) == 1 and None not in found else None
+        case Div(top, bottom) if symbols(bottom):
+            value = _units_apart(top, sign, parts)
+            under = _units_apart(bottom, "/ ", parts)
+            return value if under == Num(Fraction(1)) else None
+    return None if symbols(node) else node
+
+
+def one_variable(*lists: list[str]) -> bool:
+    """Whether all names are one variable with different indices, or without (`x_1 = 3, x_2 = -1`)."""
+    names = {name for found in lists for name in found}
+    return len({name.partition("_")[0] for name in names}) == 1 and any(len(set(f)) < len(f) for f in lists)
+
+
+def unlabelled(node: Node) -> Node:
+    """`A(1, 2)`, a point with its name, as the bare tuple."""
+    match node:
+        case Mul((Sym(name), Seq("(", ")", items))) if len(items) > 1 and len(name) == 1 and name.isupper():
+            return node.items[1]
+        case Call(name, args) if len(args) > 1 and len(name) == 1 and name.isupper():
+            return Seq("(", ")", args)
+    return node
+
+
+def determinant(matrix: Matrix) -> Node:
+    """The determinant as an expression, expanded along the first row; `matrix` itself unless it is square and
+    at most 4 × 4."""
+    size = len(matrix.rows)
+    if not 1 <= size <= 4 or any(len(row) != size for row in matrix.rows):
+        return Matrix(matrix.rows)
+    if size == 1:
+        return matrix.rows[0][0]
+    terms: list[Node] = []
+    for column, cell in enumerate(matrix.rows[0]):
+        minor = tuple(row[:column] + row[column + 1 :] for row in matrix.rows[1:])
+        term = Mul((cell, determinant(Matrix(minor, "det"))))
+        terms.append(Neg(term) if column % 2 else term)
+    return Add(tuple(terms))
 
 
 def as_matrix(node: Node) -> Node:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from verifiers.lexer import Token
 from verifiers.literals import Literals, number
 from verifiers.nodes import Call, Const, Div, Mul, Node, Num, Opaque, Seq, Sym, Text
+from verifiers.numerals import IN_WORDS
 from verifiers.tables import ACCENTS, FRACTIONS, FUNCTIONS, GLUED, GREEK, OPERATORS, PREFIXES
 from verifiers.text import Unreadable, words
 
@@ -201,9 +202,7 @@ class Symbols(Literals):
         while self.peek().kind == "text":
             parts.append(self.next().text)
         plain = words(" ".join(parts))
-        if plain in ("all real numbers", "all reals", "the set of all real numbers", "any real number"):
-            return Const("R")
-        return Const("oo") if plain in ("infinity", "positive infinity") else Text(plain)
+        return IN_WORDS.get(plain) or Text(plain)
 
     # -- commands --------------------------------------------------------------------------------------
 

@@ -131,26 +131,3 @@ def words(text: str) -> str:
     text = _MARKUP.sub(" ", text.replace("\\%", "%").replace("\\$", "$").replace("~", " "))
     text = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(text.split()).strip(_OUTER)
-
-
-_UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-
-
-def number_word(plain: str) -> int | None:
-    """The whole number below a hundred, or round hundred, that normalised words name; None for others."""
-    parts = plain.replace("-", " ").split()
-    if len(parts) == 1 and parts[0] in _UNITS:
-        return _UNITS.index(parts[0])
-    if parts and parts[0] in _TENS:
-        tens = 10 * (_TENS.index(parts[0]) + 2)
-        if len(parts) == 1:
-            return tens
-        if len(parts) == 2 and parts[1] in _UNITS[1:10]:
-            return tens + _UNITS.index(parts[1])
-    if len(parts) == 2 and parts[1] == "hundred" and parts[0] in _UNITS[1:10]:
-        return 100 * _UNITS.index(parts[0])
-    return None

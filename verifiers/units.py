@@ -172,6 +172,8 @@ def _combine(pieces: list[str], phrase: str) -> Unit | None:
             last = None
             continue
         name = singular(word)
+        if name in ("celsius", "fahrenheit") and last == (Fraction(1), {"angle": Fraction(sign)}):
+            factor, dims = _times(factor, dims, *last, -1)  # "degrees Celsius"
         if name in _POWER_WORDS:
             if last is not None:  # "meters squared"
                 factor, dims = _times(factor, dims, *last, _POWER_WORDS[name] - 1)
@@ -205,7 +207,7 @@ def _combine(pieces: list[str], phrase: str) -> Unit | None:
 
 
 def _known(word: str, name: str) -> tuple[Fraction, _Dims] | None:
-    if word in ("M", "Mm", "S"):  # not metre, not second
+    if word in ("M", "Mm", "S", "mHz", "mW", "MG"):  # not metre, second, megahertz, megawatt, milligram
         return None
     return KNOWN.get(name) or KNOWN.get(word.casefold())
 

@@ -11,10 +11,11 @@ from verifiers.budget import Budget, TooExpensive
 from verifiers.intervals import SetReader
 from verifiers.nodes import Num, show
 from verifiers.numeric import decimal_agrees, height
-from verifiers.parser import parse
+from verifiers.numerals import number_word
+from verifiers.reading import parse
 from verifiers.scalar import same_scalar
 from verifiers.symbolic import difference_vanishes, within_calls
-from verifiers.text import Unreadable, clean, number_word, words
+from verifiers.text import Unreadable, clean, words
 from verifiers.units import read_unit
 
 
