@@ -10,8 +10,8 @@ import pytest
 from verifiers.budget import Budget, TooExpensive
 from verifiers.intervals import SetReader
 from verifiers.nodes import Num, show
-from verifiers.numeric import decimal_agrees, height
 from verifiers.numerals import number_word
+from verifiers.numeric import decimal_agrees, height
 from verifiers.reading import parse
 from verifiers.scalar import same_scalar
 from verifiers.symbolic import difference_vanishes, within_calls
