@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reasoner.logprobs import token_logprobs
+from reasoner.logprobs import default_block, token_logprobs
 
 N, D, V = 23, 8, 50
 CU = torch.tensor([0, 7, 8, 23])
@@ -31,10 +31,10 @@ def naive(hidden, weight, ids, temperature=1.0):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk", [1, 5, 1000, None])
-def test_equals_the_naive_computation(inputs, temperature, chunk):
+@pytest.mark.parametrize("block", [(1, 1), (5, 7), (1000, 49), (4, 50), None])
+def test_equals_the_naive_computation(inputs, temperature, block):
     hidden, weight, ids = inputs
-    logprobs, entropy = token_logprobs(hidden, weight, ids, CU, temperature, chunk)
+    logprobs, entropy = token_logprobs(hidden, weight, ids, CU, temperature, block)
     expected, expected_entropy = naive(hidden, weight, ids, temperature)
     torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, expected_entropy, atol=1e-5, rtol=1e-5)
@@ -59,6 +59,29 @@ def test_by_hand_entry_t_describes_token_t():
     torch.testing.assert_close(logprobs, torch.tensor([0.0, p.log()]))
 
 
+@pytest.mark.parametrize("block", [(2, 1), (2, 2), (2, 3)])
+def test_by_hand_the_largest_logit_in_every_block(block):
+    """exp(200) overflows unless every block is lowered by the largest logit so far."""
+    for values in ([0.0, 200.0, 100.0], [100.0, 200.0, 0.0], [200.0, 100.0, 0.0], [0.0, 100.0, 200.0]):
+        weight = torch.tensor(values)[:, None].requires_grad_()
+        for target, value in enumerate(values):
+            ids = torch.tensor([0, target])
+            cu = torch.tensor([0, 2])
+            logprobs, entropy = token_logprobs(torch.ones(2, 1), weight, ids, cu, block=block)
+            assert logprobs[1].item() == value - 200  # log(1 + e^-100 + e^-200) is 0 in fp32
+            assert entropy[1].item() == pytest.approx(0, abs=1e-30)
+            (grad,) = torch.autograd.grad(logprobs.sum(), weight)
+            expected = [(i == target) - (v == 200) for i, v in enumerate(values)]
+            assert grad.flatten().tolist() == pytest.approx(expected, abs=1e-30)
+
+
+def test_a_block_is_about_four_mib_whatever_the_vocabulary():
+    for vocabulary in (259, 1000, 49_152, 151_936):
+        rows, words = default_block(vocabulary)
+        assert rows >= 256 and words <= vocabulary and rows * words <= 1 << 20
+    assert default_block(259)[1] == 259
+
+
 def test_first_tokens_and_unwanted_tokens_are_zero_and_get_no_gradient(inputs):
     hidden, weight, ids = inputs
     wanted = torch.zeros(N, dtype=torch.bool)
@@ -75,7 +98,7 @@ def test_nothing_of_the_size_of_the_logits_is_kept(inputs):
     hidden, weight, ids = inputs
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-        token_logprobs(hidden, weight, ids, CU, chunk=4)
+        token_logprobs(hidden, weight, ids, CU, block=(4, 9))
     assert saved and max(saved) <= max(hidden.numel(), weight.numel())
 
 
