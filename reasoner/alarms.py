@@ -1,24 +1,137 @@
-"""Signs that a run is collapsing, said to the user while it can still be stopped."""
+"""Signs that a run is going wrong, said while it can still be stopped: what was seen, what to try.
+
+Every alarm is a pure function of the steps' metrics (lines of metrics.jsonl) and compares means over windows
+of steps, so that a noisy step raises none. `Alarms` remembers which are on: each is said once, and again only
+after it was off in between. Left out: stopping a run by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Entry = Mapping[str, Any]  # a line of metrics.jsonl
 
 WINDOW = 10  # steps that are averaged
 FALL = 0.2  # of the pass rate, from its best average to the latest
+ENTROPY_FALL = 0.1  # of the entropy it began with: less is a policy that hardly explores
+ENTROPY_RISE = 2.0  # times the entropy it began with: more is a policy that forgets
+SOLVED = 0.8  # pass rate from which a low entropy is what success looks like
+TRUNCATED_RISE = 0.15  # of the truncated share, since it was lowest
+REWARD_RISE = 0.15  # of the mean reward, since the beginning
+SAME_ACCURACY = 0.02  # of held-out pass@1: less is no gain
 
 
-def collapse_alarm(pass_rates: Sequence[float]) -> str | None:
-    """A message when the mean pass rate of the last `WINDOW` steps lies `FALL` or more below the best such
-    mean before; None otherwise, and while there are fewer than two windows."""
-    if len(pass_rates) < 2 * WINDOW:
-        return None
-    means = [sum(pass_rates[i : i + WINDOW]) / WINDOW for i in range(len(pass_rates) - WINDOW + 1)]
-    best, now = max(means), means[-1]
-    if best - now < FALL:
+class Alarms:
+    """The alarms of one run; `entries` are the steps it has behind it (on resume)."""
+
+    def __init__(self, entries: Sequence[Entry] = ()) -> None:
+        self._entries = list(entries)
+        self._on = set(self._ringing())
+
+    def watch(self, entry: Entry) -> list[str]:
+        """Takes in a step; the messages of the alarms that it sets off."""
+        self._entries.append(entry)
+        ringing = self._ringing()
+        new = [message for name, message in ringing.items() if name not in self._on]
+        self._on = set(ringing)
+        return new
+
+    def _ringing(self) -> dict[str, str]:
+        messages = {alarm.__name__: alarm(self._entries) for alarm in ALARMS}
+        return {name: message for name, message in messages.items() if message is not None}
+
+
+def collapse(entries: Sequence[Entry]) -> str | None:
+    """The mean pass rate of the last `WINDOW` steps lies `FALL` or more below the best such mean before."""
+    means = _window_means(entries, "pass_rate")
+    if means is None or means.max() - means[-1] < FALL:
         return None
     return (
-        f"the pass rate fell from {best:.2f} to {now:.2f} (means of {WINDOW} steps): the policy may be "
-        "collapsing. Stop with Ctrl-C and try a lower learner.lr or learner.grad_clip, or more groups a "
-        "step; checkpoints/best holds the best weights that were evaluated and saved"
+        f"the pass rate fell from {means.max():.2f} to {means[-1]:.2f} (means of {WINDOW} steps): the policy "
+        "may be collapsing. Stop with Ctrl-C and try a lower learner.lr or learner.grad_clip, or more groups "
+        "a step; checkpoints/best holds the best weights that were evaluated and saved"
     )
+
+
+def entropy_collapse(entries: Sequence[Entry]) -> str | None:
+    """Entropy below `ENTROPY_FALL` of what it began with, while the pass rate is not `SOLVED` and no longer
+    rises: groups become equal, and nothing is left to learn from."""
+    entropy, passed = _window_means(entries, "entropy"), _window_means(entries, "pass_rate")
+    if entropy is None or passed is None or entropy[-1] >= ENTROPY_FALL * entropy[0]:
+        return None
+    if passed[-1] >= SOLVED or passed[-1] > _before(passed):
+        return None
+    return (
+        f"entropy fell from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token while the pass rate stays at "
+        f"{passed[-1]:.2f}: the policy has stopped exploring. Try a lower learner.lr, a higher "
+        "learner.eps_high or learner.ratio_cap, larger groups, or a small learner.kl_coef"
+    )
+
+
+def entropy_explosion(entries: Sequence[Entry]) -> str | None:
+    """Entropy above `ENTROPY_RISE` times what it began with, while the pass rate is below what it was."""
+    entropy, passed = _window_means(entries, "entropy"), _window_means(entries, "pass_rate")
+    if entropy is None or passed is None or entropy[-1] <= ENTROPY_RISE * entropy[0]:
+        return None
+    if passed[-1] >= _before(passed):
+        return None
+    return (
+        f"entropy rose from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token while the pass rate fell to "
+        f"{passed[-1]:.2f}: the policy is losing what it knew. Try a lower learner.lr or a small "
+        "learner.kl_coef, and look at kl_behaviour and ess: a wrong correction shows there first"
+    )
+
+
+def length_runaway(entries: Sequence[Entry]) -> str | None:
+    """Responses grow into the token budget (`TRUNCATED_RISE` more are cut off than at the best of times)
+    without a higher pass rate than at that time."""
+    lengths = _window_means(entries, "response_tokens_mean")
+    truncated, passed = _window_means(entries, "truncated_rate"), _window_means(entries, "pass_rate")
+    if lengths is None or truncated is None or passed is None:
+        return None
+    best = int(truncated.argmin())
+    if truncated[-1] - truncated[best] < TRUNCATED_RISE or lengths[-1] <= lengths[best]:
+        return None
+    if passed[-1] > passed[best]:
+        return None
+    return (
+        f"responses grew from {lengths[best]:.0f} to {lengths[-1]:.0f} tokens, {truncated[-1]:.0%} are cut "
+        f"off, and the pass rate did not rise ({passed[best]:.2f} to {passed[-1]:.2f}): length runs away. "
+        "Try learner.aggregation prompt or constant, a larger rollout.max_tokens, or see "
+        "learner.mask_truncated: with it on, nothing holds the length back"
+    )
+
+
+def reward_without_accuracy(entries: Sequence[Entry]) -> str | None:
+    """The mean reward rose by `REWARD_RISE` since the beginning, held-out pass@1 did not since step 0."""
+    reward = _window_means(entries, "reward_mean")
+    held_out = [e["eval"]["held_out"]["pass@1"] for e in entries if "held_out" in e.get("eval", {})]
+    if reward is None or len(held_out) < 2 or reward[-1] - reward[0] < REWARD_RISE:
+        return None
+    if max(held_out[1:]) - held_out[0] >= SAME_ACCURACY:
+        return None
+    return (
+        f"the reward rose from {reward[0]:.2f} to {reward[-1]:.2f}, but held-out pass@1 did not "
+        f"({held_out[0]:.2f} to {held_out[-1]:.2f}): the policy may be exploiting the verifier or learning "
+        "the tasks by heart. Read the chains that are rewarded (reasoner report), audit the verifier "
+        "(reasoner audit), and train on more tasks"
+    )
+
+
+ALARMS = (collapse, entropy_collapse, entropy_explosion, length_runaway, reward_without_accuracy)
+
+
+def _window_means(entries: Sequence[Entry], key: str) -> np.ndarray | None:
+    """Means over every `WINDOW` consecutive steps that have the key; None below two windows of them."""
+    values = [e[key] for e in entries if e.get(key) is not None]
+    if len(values) < 2 * WINDOW:
+        return None
+    return np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
+
+
+def _before(means: np.ndarray) -> float:
+    """The window that ended where the last one begins."""
+    return float(means[-1 - WINDOW])

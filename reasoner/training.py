@@ -24,7 +24,7 @@ import ray
 
 from envs.tasks import TaskSource, load_tasks
 from reasoner import cluster
-from reasoner.alarms import collapse_alarm
+from reasoner.alarms import Alarms
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.display import Display
@@ -136,8 +136,7 @@ class Loop:
         self.calls: dict[Any, int] = {}  # Ray reference of a running group → its index in the stream
         self.replaced: list[Group] = []  # since the last step, when they are replaced
         self.idle_steps = 0
-        self.pass_rates: list[float] = []
-        self.alarmed = False
+        self.alarms = Alarms(read_metrics(run.path))
         self.last_evaluation = (-1, -1.0)  # step, held-out pass@1
         self.between_steps = True  # learner, journal and progress agree: a checkpoint may be written
         self.timeline = Timeline()
@@ -375,7 +374,8 @@ class Loop:
                 stopped = e  # the step itself is done: it is recorded first
         elapsed_s = time.monotonic() - self.started
         line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
-        self._watch(line["pass_rate"])
+        for message in self.alarms.watch(line):
+            self.display.message(message)
         sample = _sample(out.all_groups)
         self.display.update(self.metrics.write(line), sample, str(sample.task.prompt) if sample else "")
         if self.config.checkpoint.every and step % self.config.checkpoint.every == 0 and not final:
@@ -391,16 +391,6 @@ class Loop:
             return False
         self.progress.best_pass = rate
         return True
-
-    def _watch(self, pass_rate: float | None) -> None:
-        """Says once what a collapse looks like; the next alarm needs a recovery first."""
-        if pass_rate is None:
-            return
-        self.pass_rates.append(pass_rate)
-        alarm = collapse_alarm(self.pass_rates)
-        if alarm and not self.alarmed:
-            self.display.message(alarm)
-        self.alarmed = alarm is not None
 
     def _lap(self) -> dict[str, float]:
         """The step's seconds; the last group's verification was waited for as part of the rollout phase."""
