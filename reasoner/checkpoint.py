@@ -4,7 +4,8 @@ A checkpoint is written to a hidden temporary directory, forced to disk and rena
 link `latest` is replaced after that. Whatever dies in between leaves the previous checkpoint as `latest`.
 `trainer/manifest.json` lists every file with its size and sha256, so a checkpoint that was cut short later
 (a copy, a broken disk) is recognised and passed over. The hashes of all checkpoints ever written, also of
-those retention has removed, stay in `hashes.jsonl`.
+those retention has removed, stay in `hashes.jsonl`; a line `{"resumed_from": N}` there says that what stands
+above it for later steps was undone by a resume.
 
 One process writes to a run directory at a time; any number may read.
 """
@@ -91,14 +92,49 @@ class CheckpointStore:
         found = (p for p in self.directory.glob("step_*") if _NAME.match(p.name) and is_complete(p))
         return sorted(found, key=_step_of)
 
-    def discard_after(self, step: int) -> None:
-        """Removes checkpoints newer than `step`, for a run that goes back to an earlier one on request."""
+    def newest_intact(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint whose files have the hashes of its manifest, and what is wrong with those
+        that are newer."""
+        faults: list[str] = []
+        found = sorted((p for p in self.directory.glob("step_*") if _NAME.match(p.name)), key=_step_of)
+        for path in reversed(found):
+            try:
+                verify(path)
+                return path, faults
+            except ReasonerError as error:
+                faults.append(str(error))
+        return None, faults
+
+    def go_back(self, step: int) -> None:
+        """The run resumes from the checkpoint of `step`: newer ones are set aside as `damaged_step_NNNNNN`,
+        and their hashes no longer count."""
         with disk_errors(self.directory):
-            kept = self.complete()
-            for path in [p for p in kept if _step_of(p) > step]:
-                self._remove(path)
-            if remaining := self.latest():
-                self._link("latest", remaining)
+            for path in self.directory.glob("step_*"):
+                if _NAME.match(path.name) and _step_of(path) > step:
+                    aside = path.with_name(f"damaged_{path.name}")
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.rename(path, aside)
+            fsync_directory(self.directory)
+            self._link("latest", self.path(step))
+            self._log_missing_hashes()
+            log = self.directory / "hashes.jsonl"
+            write_atomically(log, log.read_bytes() + json.dumps({"resumed_from": step}).encode() + b"\n")
+
+    def hashes(self) -> dict[int, dict[str, str]]:
+        """`{step: {file: sha256}}` of every checkpoint of the run, also of deleted ones; steps that a resume
+        has undone are left out. `ReasonerError` when the log cannot be read."""
+        log = self.directory / "hashes.jsonl"
+        entries: dict[int, dict[str, str]] = {}
+        for line in _read(log).splitlines():
+            try:
+                entry = json.loads(line)
+                if "resumed_from" in entry:
+                    entries = {s: files for s, files in entries.items() if s <= entry["resumed_from"]}
+                    continue
+                entries[entry["step"]] = {name: file["sha256"] for name, file in entry["files"].items()}
+            except (ValueError, KeyError, TypeError) as error:
+                raise ReasonerError(f"{log} holds a line that cannot be read: {error}") from error
+        return dict(sorted(entries.items()))
 
     def _publish(self, temporary: Path, step: int) -> None:
         final = self.path(step)
@@ -160,14 +196,22 @@ def is_complete(path: Path) -> bool:
 
 
 def verify(path: Path) -> None:
-    """Compares the sha256 of every file of a checkpoint; `ReasonerError` names the first that differs."""
-    manifest = json.loads(_read(path / _MANIFEST))
-    for name, expected in manifest["files"].items():
-        found = _sha256(path / name) if (path / name).is_file() else "no such file"
-        if found != expected["sha256"]:
+    """Compares size and sha256 of a checkpoint's files; `ReasonerError` names the first that differs."""
+    try:
+        files = json.loads(_read(path / _MANIFEST))["files"]
+        expected = {name: (file["bytes"], file["sha256"]) for name, file in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReasonerError(f"checkpoint {path} is damaged: its manifest cannot be read ({error})") from error
+    for name, (size, sha256) in expected.items():
+        file = path / name
+        if not file.is_file():
+            raise ReasonerError(f"checkpoint {path} is damaged: {name} is missing")
+        if file.stat().st_size != size:
             raise ReasonerError(
-                f"checkpoint {path} is damaged: {name} has sha256 {found}, expected {expected}"
+                f"checkpoint {path} is damaged: {name} has {file.stat().st_size} of {size} bytes"
             )
+        if (found := file_sha256(file)) != sha256:
+            raise ReasonerError(f"checkpoint {path} is damaged: {name} has sha256 {found}, expected {sha256}")
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -192,7 +236,9 @@ def _read(path: Path) -> bytes:
 def _seal(directory: Path, step: int) -> None:
     """Writes the manifest and forces everything below `directory` to disk."""
     files = sorted(p for p in directory.rglob("*") if p.is_file())
-    listed = {str(p.relative_to(directory)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+    listed = {
+        str(p.relative_to(directory)): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files
+    }
     (directory / _MANIFEST).write_text(json.dumps({"step": step, "files": listed}, indent=1))
     for path in directory.rglob("*"):
         fsync_file(path) if path.is_file() else fsync_directory(path)
@@ -203,7 +249,8 @@ def _manifest_line(path: Path) -> bytes:
     return json.dumps(json.loads((path / _MANIFEST).read_bytes()), sort_keys=True).encode()
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's contents, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

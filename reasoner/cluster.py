@@ -20,6 +20,7 @@ import ray
 from envs.tasks import load_tasks
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
+from reasoner.fingerprint import fingerprint
 from reasoner.model_source import ModelSource
 from reasoner.reaper import guard_children
 from reasoner.types import SamplingParams, Task, TrainBatch
@@ -114,6 +115,10 @@ class LearnerActor:
     def sync(self, version: int) -> Any:
         """New weights to every server, proved by a logprob probe before any of them serves again."""
         return self.weight_sync.sync(self.learner.model, version)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the last bits of an update in this process."""
+        return fingerprint(self.learner)
 
     def save(self, path: Path) -> None:
         self.learner.save(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -36,7 +37,12 @@ class Run:
     template: str  # "base", "chat", or a text with {prompt}
     verifier: Any
     flops: FlopCounter
-    resumed: bool
+    checkpoint: Path | None = None  # what a resumed run goes on from
+    messages: tuple[str, ...] = ()  # what the user should know before it starts
+
+    @property
+    def resumed(self) -> bool:
+        return self.checkpoint is not None
 
     @property
     def log_dir(self) -> Path:
@@ -58,22 +64,54 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
     flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
     _check_disk(path, model)
     if resume:
-        latest = CheckpointStore(path, config.checkpoint.keep).latest()
-        if latest is None:
-            raise UsageError(f"{path} has no complete checkpoint to resume from: start a new run")
-        state = load_state(latest)
-        done = state["step"]
-        if config.steps <= done:
-            raise UsageError(f"{path} is already at step {done} of {config.steps}: raise --steps to train on")
-        if 0 < config.time_limit_s <= state["seconds"]:
-            raise UsageError(f"{path} has used up its time_limit_s: raise --time_limit_s to train on")
-        (path / "config.toml").replace(path / f"config_until_{done:06d}.toml")
+        checkpoint, messages = _resume_point(path, config)
         _write_config(path, config)
-        return Run(path, config, resolve_model(str(latest)), model, template, spec, flops, resumed=True)
+        newest = resolve_model(str(checkpoint))
+        return Run(path, config, newest, model, template, spec, flops, checkpoint, messages)
     with disk_errors(path):
         (path / "logs").mkdir(parents=True)
     _write_config(path, config)
-    return Run(path, config, model, model, template, spec, flops, resumed=False)
+    return Run(path, config, model, model, template, spec, flops)
+
+
+def _resume_point(path: Path, config: Config) -> tuple[Path, tuple[str, ...]]:
+    """The checkpoint to go on from, and messages about damaged ones. Changes nothing when it raises."""
+    store = CheckpointStore(path, config.checkpoint.keep)
+    checkpoint, faults = store.newest_intact()
+    if checkpoint is None:
+        raise UsageError(
+            "\n".join([f"{path} has no complete checkpoint to resume from: start a new run", *faults])
+        )
+    state = load_state(checkpoint)
+    done = state["step"]
+    if config.steps <= done:
+        raise UsageError(f"{path} is already at step {done} of {config.steps}: raise --steps to train on")
+    if 0 < config.time_limit_s <= state["seconds"]:
+        raise UsageError(f"{path} has used up its time_limit_s: raise --time_limit_s to train on")
+    store.go_back(done)
+    _archive_config(path, done)
+    return checkpoint, tuple(f"{fault}: going back to step {done}" for fault in faults)
+
+
+def _archive_config(path: Path, done: int) -> None:
+    """Keeps the configuration in force at step `done` as `config_until_NNNNNN.toml`; those of later steps go,
+    since a resume undoes these steps."""
+    configs = config_files(path)
+    in_force = next(file for until, file in configs if until is None or until >= done)
+    write_atomically(path / f"config_until_{done:06d}.toml", in_force.read_bytes())
+    for until, file in configs:
+        if until is not None and until > done:
+            file.unlink()
+
+
+def config_files(path: Path) -> list[tuple[int | None, Path]]:
+    """`(last step it holds for, file)` of every configuration of a run, in order; None: to the end."""
+    earlier = sorted(
+        (int(match[1]), file)
+        for file in path.glob("config_until_*.toml")
+        if (match := re.fullmatch(r"config_until_(\d{6,})\.toml", file.name))
+    )
+    return [*earlier, (None, path / "config.toml")]
 
 
 def _write_config(path: Path, config: Config) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import ray
 
 from envs.tasks import TaskSource, load_tasks
-from reasoner import cluster
+from reasoner import cluster, fingerprint
 from reasoner.alarms import Alarms
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
@@ -76,6 +76,8 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
     display = Display(total_steps=config.steps)
     try:
         with display, log_file(run.log_dir / "driver.log"), cluster.connected(config.cluster.address):
+            for message in run.messages:
+                display.message(message)
             display.status("starting Ray, vLLM and the learner …")
             with stop_signals(display) as stop_requested:  # after Ray, which installs handlers of its own
                 processes = cluster.start(
@@ -147,6 +149,8 @@ class Loop:
 
     def run(self) -> None:
         try:
+            values = self._get(self.processes.learner.fingerprint.remote(), "fingerprint")
+            fingerprint.record(self.run_.path, self.progress.step, values)
             self._sync(self.progress.policy_version)
             if not self.source.split("held_out", 1):
                 self.display.message(
@@ -430,7 +434,7 @@ class Loop:
             log.error("could not save step %d: %s; the last checkpoint stands", self.progress.step, e)
 
     def _restore_progress(self) -> Progress:
-        path = self.checkpoints.latest() if self.run_.resumed else None
+        path = self.run_.checkpoint
         if path is None:
             return Progress()
         self._get(self.processes.learner.load_trainer.remote(path.absolute()), "optimizer state")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -95,18 +96,27 @@ def test_a_directory_without_manifest_is_no_checkpoint(tmp_path):
         load_state(tmp_path / "checkpoints" / "step_000009")
 
 
-def test_saving_a_step_again_replaces_it_and_going_back_discards(tmp_path):
+def test_going_back_sets_newer_checkpoints_aside_and_forgets_their_hashes(tmp_path):
     store = CheckpointStore(tmp_path, keep=5)
     for step in (1, 2, 3):
         store.save(step, weights(f"first {step}"), {})
-    store.discard_after(1)
+    (store.path(3) / "model.safetensors").write_text("first")
+    (store.path(2) / "model.safetensors").write_text("FIRST 2")
+    found, faults = store.newest_intact()
+    assert found == store.path(1)
+    assert "step_000003 is damaged: model.safetensors has 5 of 7 bytes" in faults[0]
+    assert "step_000002 is damaged: model.safetensors has sha256" in faults[1]
+    store.go_back(1)
     assert names(store) == ["step_000001"]
     assert (tmp_path / "checkpoints" / "latest").resolve() == store.path(1)
-    store.save(2, weights("second"), {})
-    store.save(2, weights("third"), {})
-    assert (store.path(2) / "model.safetensors").read_text() == "third"
-    hashes = (tmp_path / "checkpoints/hashes.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in hashes] == [1, 2, 3, 2, 2]
+    assert (tmp_path / "checkpoints" / "damaged_step_000003").is_dir()
+    assert list(store.hashes()) == [1], "steps 2 and 3 are undone"
+    store.save(3, weights("second"), {})
+    store.save(3, weights("third"), {})
+    assert (store.path(3) / "model.safetensors").read_text() == "third"
+    assert store.hashes()[3]["model.safetensors"] == hashlib.sha256(b"third").hexdigest()
+    lines = [json.loads(line) for line in (tmp_path / "checkpoints/hashes.jsonl").read_text().splitlines()]
+    assert [line.get("step") for line in lines] == [1, 2, 3, None, 3, 3], "all that were written"
 
 
 def test_hashes_lost_in_a_crash_are_restored_from_the_manifests(tmp_path):

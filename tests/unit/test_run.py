@@ -1,0 +1,60 @@
+"""Going back to a checkpoint: which one, under which configuration, with which message."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reasoner.checkpoint import CheckpointStore
+from reasoner.config import Config, load_config
+from reasoner.errors import UsageError
+from reasoner.run import config_files, prepare, reopen
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run whose checkpoints of steps 2, 4 and 6 hold the embedded model."""
+    made = prepare(Config(name="r", runs_dir=str(tmp_path), steps=8))
+    store = CheckpointStore(made.path, keep=3)
+
+    def write(directory: Path) -> None:
+        shutil.copytree(made.model.path, directory, dirs_exist_ok=True)
+
+    for step in (2, 4, 6):
+        store.save(step, write, {"seconds": 1.0})
+    return made.path
+
+
+def resume(path: Path, **overrides):
+    return prepare(reopen(path, overrides)[1], resume=path)
+
+
+def test_a_truncated_checkpoint_is_passed_over_with_a_message(run):
+    weights = run / "checkpoints" / "step_000006" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    resumed = resume(run)
+    assert resumed.checkpoint == run / "checkpoints" / "step_000004" == resumed.model.path
+    assert "step_000006 is damaged: model.safetensors has 1000 of" in resumed.messages[0]
+    assert resumed.messages[0].endswith("going back to step 4")
+    assert (run / "checkpoints" / "latest").resolve() == resumed.checkpoint
+
+
+def test_no_intact_checkpoint_is_bad_input_and_changes_nothing(run):
+    for path in (run / "checkpoints").glob("step_*"):
+        (path / "trainer" / "state.json").write_text("{}")
+    with pytest.raises(UsageError, match="no complete checkpoint"):
+        resume(run)
+    assert len(list((run / "checkpoints").glob("step_*"))) == 3
+
+
+def test_the_configuration_of_every_step_stays_known(run):
+    def steps_by_file():
+        return [(until, load_config(file).steps) for until, file in config_files(run)]
+
+    resume(run, steps=10)
+    assert steps_by_file() == [(6, 8), (None, 10)]
+    resume(run, steps=12)
+    assert steps_by_file() == [(6, 8), (None, 12)], "no step was made under the second configuration"
+    (run / "checkpoints" / "step_000006" / "trainer" / "state.json").write_text("{}")
+    resume(run, steps=14)
+    assert steps_by_file() == [(4, 8), (None, 14)], "steps 5 and 6 are undone"
