@@ -166,6 +166,50 @@ def report(run: str) -> None:
 
 
 @command(
+    epilog=examples(
+        "reasoner replay runs/first",
+        "reasoner replay runs/first --from 60 --to 90 --json replay.json",
+        "reasoner replay runs/first --verifier my_module:exact",
+    )
+)
+@click.argument("run")
+@click.option("--from", "start", default=0, show_default=True, type=click.IntRange(0), help="Start after it.")
+@click.option("--to", "stop", type=click.IntRange(1), help="Last step. [the last recorded]")
+@click.option("--verifier", metavar="NAME", help="What would the rewards have been? No update is recomputed.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write what was found here.")
+def replay(run: str, start: int, stop: int | None, verifier: str | None, out: Path | None) -> None:
+    """Verify every reward and recompute every update of a run from its journal, without servers.
+
+    Starts from the base model, or from the checkpoint --from. Exit code 0: reproduced, 1: it diverged."""
+    import json
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from reasoner.replay import describe
+    from reasoner.replay import replay as replay_run
+    from reasoner.run import reopen
+
+    if out and not out.absolute().parent.is_dir():
+        raise UsageError(f"--json {out}: there is no directory {out.absolute().parent}")
+    path = reopen(run, {})[0]
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("replaying", total=None)
+        result = replay_run(
+            path,
+            start=start,
+            stop=stop,
+            verifier=verifier,
+            on_step=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    for line in describe(result):
+        click.echo(line)
+    if out:
+        out.write_text(json.dumps(result.to_json(), indent=1, ensure_ascii=False) + "\n")
+    sys.exit(0 if result.reproduced else 1)
+
+
+@command(
     epilog=examples("reasoner tasks", "reasoner tasks arithmetic:levels=1-2", "reasoner tasks mine.jsonl")
 )
 @click.argument("spec", default="arithmetic")

@@ -18,7 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -303,6 +303,25 @@ class Journal:
         for future in list(self._pending):
             future.exception()
         self._raise_background_errors()
+
+
+def read_step(run_dir: Path, step: int | None) -> pa.Table:
+    """All rollouts of `step` (None: those that no step has used or dropped), from its file and, where it is
+    not compacted yet, from the log. Changes nothing; the run may be going on.
+
+    Raises `ReasonerError` when one of them cannot be read."""
+    path = Path(run_dir) / "rollouts" / "journal.sqlite"
+    rows: list[Row] = []
+    if path.is_file():
+        try:
+            db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
+            with closing(db):
+                rows = [Row(*r) for r in db.execute(_SELECT + "WHERE step IS ?", (step,))]
+        except sqlite3.Error as error:
+            raise ReasonerError(f"cannot read {path}: {error}") from error
+    rows.sort(key=lambda row: (row.group_index, row.rollout))
+    table = rollout_files.table_of(rows)
+    return table if step is None else _merged(rollout_files.step_path(run_dir, step), table)
 
 
 def _rollout_rows(group: Group) -> Iterator[tuple[Any, ...]]:
