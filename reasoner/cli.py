@@ -210,6 +210,41 @@ def replay(run: str, start: int, stop: int | None, verifier: str | None, out: Pa
 
 
 @command(
+    epilog=examples(
+        "reasoner forecast runs/first",
+        "reasoner forecast runs/first --use 0.5 --json forecast.json --svg forecast.svg",
+        "reasoner forecast runs/first --target ood/pass@1 --use 1",
+    )
+)
+@click.argument("run")
+@click.option(
+    "--use",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the run's steps to look at. [0.3 of a finished run, else what there is]",
+)
+@click.option("--target", default="pass@1", show_default=True, help="pass@1, ood/pass@1 or pass_rate.")
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the forecast here.")
+@click.option("--svg", type=click.Path(path_type=Path), help="Draw measurements, fit and forecast here.")
+def forecast(run: str, use: float | None, target: str, out: Path | None, svg: Path | None) -> None:
+    """Forecast where a run is heading: a sigmoid in compute, with intervals, beside two baselines.
+
+    Of a finished run: what its first 30 % forecast, and what happened."""
+    import json
+
+    from reasoner.forecast import forecast_run, summary, write_picture
+
+    for option, path in (("--json", out), ("--svg", svg)):
+        if path and not path.absolute().parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no directory {path.absolute().parent}")
+    found, entries = forecast_run(run, use=use, target=target)
+    click.echo(summary(found))
+    if out:
+        out.write_text(json.dumps(found.to_json(), indent=2) + "\n")
+    if svg:
+        write_picture(found, entries, svg)
+
+
+@command(
     epilog=examples("reasoner tasks", "reasoner tasks arithmetic:levels=1-2", "reasoner tasks mine.jsonl")
 )
 @click.argument("spec", default="arithmetic")
