@@ -1,33 +1,13 @@
-"""What surrounds the loop in the driver's process: its log file and its stop signals."""
+"""What surrounds the loop in the driver's process: its stop signals."""
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from reasoner.display import Display
-
-
-@contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """What the driver logs goes to a file; what the user must know is said by the display and by errors."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("reasoner", "rollouts", "verifiers", "envs")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-            logger.propagate = True
-        handler.close()
 
 
 @contextmanager

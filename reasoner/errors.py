@@ -21,3 +21,11 @@ class ServerError(ReasonerError):
 
 class WeightSyncError(ServerError):
     """A server does not compute what the learner computes after a weight update."""
+
+
+class ServerLost(ServerError):
+    """This server is gone, or does not serve at present: another one may answer the same request."""
+
+
+class LearnerLost(ReasonerError):
+    """The learner's process is gone; a new one can continue from the newest checkpoint."""

@@ -15,17 +15,21 @@ from typing import Any
 import numpy as np
 import ray
 
-from reasoner.errors import ServerError, UsageError
+from reasoner.errors import ServerError, ServerLost, UsageError
 from reasoner.types import Completion
 from rollouts.http_sampler import FAILED, PROBING, HTTPSampler
 from rollouts.packing import pack_sequences
 from rollouts.sampler import RaySampler, own_error
 
+#: A backstop: the fleet kills a server that does not answer long before. Moving the weights of a large model
+#: takes its time.
+ANSWER_TIMEOUT_S = 600.0
+
 Probe = tuple[list[np.ndarray], list[np.ndarray]]  # token ids and logprobs, (T + 1,) each
 
 
 class ServerControl(ABC):
-    """Every method blocks and raises ServerError when the server fails or is gone."""
+    """Every method blocks and raises ServerError when the server fails, is gone, or does not answer."""
 
     name: str
 
@@ -119,11 +123,13 @@ class RayControl(ServerControl):
 
     def _get(self, reference: Any) -> Any:
         try:
-            return ray.get(reference)
+            return ray.get(reference, timeout=ANSWER_TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
             raise own_error(error) from None
         except ray.exceptions.RayActorError as error:
-            raise ServerError(f"the vLLM server died: {error}") from error
+            raise ServerLost(f"the vLLM server died: {error}") from error
+        except ray.exceptions.GetTimeoutError:
+            raise ServerLost(_no_answer(self.name)) from None
 
 
 class HTTPControl(ServerControl):
@@ -183,9 +189,15 @@ class HTTPControl(ServerControl):
 
     def _run(self, coroutine: Any) -> Any:
         try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            raise ServerLost(_no_answer(self.name)) from None
         except UsageError as error:
             raise ServerError(str(error)) from error
+
+
+def _no_answer(name: str) -> str:
+    return f"server {name} did not answer for {ANSWER_TIMEOUT_S:.0f} s during a weight update"
 
 
 def control(server: Any) -> ServerControl:

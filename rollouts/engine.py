@@ -27,7 +27,7 @@ from vllm.sampling_params import SamplingParams as VLLMSamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.core_client import InprocClient
 
-from reasoner.errors import ServerError
+from reasoner.errors import ServerError, ServerLost
 from reasoner.types import Completion, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class EngineLoop:
             if not future.set_running_or_notify_cancel():  # the caller is gone
                 return
             if self.dead is not None:
-                future.set_exception(ServerError(self.dead))
+                future.set_exception(ServerLost(self.dead))
                 return
             try:
                 future.set_result(function())
@@ -191,11 +191,11 @@ class EngineLoop:
 
         def command() -> None:
             if self.dead is not None:
-                future.set_exception(ServerError(self.dead))
+                future.set_exception(ServerLost(self.dead))
             elif scoring or even_paused:
                 admit()
             elif self.failure is not None:
-                future.set_exception(ServerError(self.failure))
+                future.set_exception(ServerLost(self.failure))
             elif self.paused:
                 self._held.extend(requests)
             else:
@@ -275,16 +275,16 @@ class EngineLoop:
             reason = "stop"
         batch = request.batch
         if reason not in ("stop", "length"):
-            self._fail(batch, f"the vLLM engine ended a request with {reason!r}")
+            self._fail(batch, ServerError(f"the vLLM engine ended a request with {reason!r}"))
             return
         batch.results[request.index] = _result(request, reason)
         batch.missing -= 1
         if batch.missing == 0 and not batch.future.done():
             batch.future.set_result(batch.results)
 
-    def _fail(self, batch: _Batch, reason: str) -> None:
+    def _fail(self, batch: _Batch, error: ServerError) -> None:
         if not batch.future.done():
-            batch.future.set_exception(ServerError(reason))
+            batch.future.set_exception(error)
 
     def _pause(self, clear_cache: bool) -> None:
         self.paused = True
@@ -319,14 +319,14 @@ class EngineLoop:
         self._drop(list(self._live))
         self._held = []
         for request in requests:
-            self._fail(request.batch, reason)
+            self._fail(request.batch, ServerLost(reason))
 
     def _die(self, reason: str) -> None:
         self.dead = reason
         requests = self._held + list(self._live.values())
         self._held, self._live = [], {}
         for request in requests:
-            self._fail(request.batch, reason)
+            self._fail(request.batch, ServerLost(reason))
 
     def _set_version(self, version: int) -> None:
         if self._live:

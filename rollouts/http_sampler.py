@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from reasoner.errors import ServerError, UsageError
+from reasoner.errors import ServerError, ServerLost, UsageError
 from reasoner.types import Completion, SamplingParams
 
 PROBING, FAILED = "probing:", "failed:"  # prefixes of a weight version while, and after, it is in doubt
@@ -76,7 +76,7 @@ class HTTPSampler:
         if not in_doubt and any(label.startswith((PROBING, FAILED)) for label in labels):
             await self._wait_for_verdict()
         if any(completion.finish_reason == "abort" for answer, _ in answers for completion in answer):
-            raise ServerError(f"vLLM server {self.url} aborted a request")
+            raise ServerLost(f"vLLM server {self.url} aborted a request")
         return [completion for answer, _ in answers for completion in answer]
 
     async def score(self, token_ids: Sequence[Sequence[int]], temperature: float = 1.0) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ class HTTPSampler:
         await self._request("GET", "/health")
         label = await self.version_label()
         if label.startswith(FAILED):
-            raise ServerError(f"server {self.url} has wrong weights: {label}")
+            raise ServerLost(f"server {self.url} has wrong weights: {label}")
 
     async def version_label(self) -> str:
         """vLLM's own weight version; "default" for a server that cannot change its weights."""
@@ -197,7 +197,7 @@ class HTTPSampler:
         while (label := await self.version_label()).startswith(PROBING):
             await asyncio.sleep(POLL_S)
         if label.startswith(FAILED):
-            raise ServerError(f"server {self.url} has wrong weights: {label}")
+            raise ServerLost(f"server {self.url} has wrong weights: {label}")
 
     async def _check(self, sequences: Sequence[Sequence[int]], max_tokens: int) -> None:
         limit = (await self._served_model()).get("max_model_len")
@@ -230,12 +230,14 @@ class HTTPSampler:
         try:
             response = await self._http().request(method, self.url + path, **kwargs)
         except httpx.HTTPError as error:
-            raise ServerError(f"vLLM server {self.url}: {type(error).__name__}: {error}") from error
+            raise ServerLost(f"vLLM server {self.url}: {type(error).__name__}: {error}") from error
         if response.is_success or response.status_code in allow:
             return response
         answer = f"{response.status_code}: {response.text[:500]}"
         message = f"vLLM server {self.url} answered {method} {path} with {answer}"
-        raise UsageError(message) if response.status_code in (400, 422) else ServerError(message)
+        if response.status_code in (400, 422):
+            raise UsageError(message)
+        raise (ServerLost if response.is_server_error else ServerError)(message)
 
     def _http(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import ray
 
-from reasoner.errors import ReasonerError, ServerError
+from reasoner.errors import ReasonerError, ServerError, ServerLost
 from reasoner.types import Completion, SamplingParams
 from rollouts.http_sampler import HTTPSampler
 from rollouts.packing import pack_sequences
@@ -24,7 +24,8 @@ T = TypeVar("T")
 @runtime_checkable
 class Sampler(Protocol):
     """A vLLM server as workers, evaluation and weight sync see it. Raises UsageError for a request that
-    cannot be served as asked (context exceeded, unknown token), ServerError when the server fails."""
+    cannot be served as asked (context exceeded, unknown token), ServerLost when the server is gone or does not
+    serve at present, ServerError when it fails otherwise."""
 
     async def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
         """One completion a prompt, in order. For a group repeat the prompt G times."""
@@ -45,7 +46,7 @@ class Sampler(Protocol):
         ...
 
     async def health(self) -> None:
-        """Returns when the server is well; raises ServerError otherwise."""
+        """Returns when the server is well; raises ServerLost otherwise."""
         ...
 
 
@@ -76,13 +77,13 @@ class RaySampler:
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
-    """Await a remote call; our own errors come back as themselves, a dead actor as ServerError."""
+    """Await a remote call; our own errors come back as themselves, a dead actor as ServerLost."""
     try:
         return await reference
     except ray.exceptions.RayTaskError as error:
         raise own_error(error) from None
     except ray.exceptions.RayActorError as error:
-        raise ServerError(f"the vLLM server died: {error}") from error
+        raise ServerLost(f"the vLLM server died: {error}") from error
 
 
 def own_error(error: ray.exceptions.RayTaskError) -> BaseException:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from reasoner.errors import ServerError, UsageError
+from reasoner.errors import ServerError, ServerLost, UsageError
 from reasoner.types import SamplingParams
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
 from rollouts.vllm_core import ServerConfig, set_environment, start_core, stop_token_ids
@@ -107,10 +107,11 @@ class VLLMServer:
         return self._engine.version
 
     async def health(self) -> None:
-        """Raises ServerError when the engine is dead or was rejected."""
-        reason = self._engine.dead or self._engine.failure
-        if reason is not None:
-            raise ServerError(reason)
+        """Returns once the engine has answered between two of its steps, so one that hangs is noticed.
+        Raises ServerLost when it is dead or was rejected."""
+        await asyncio.wrap_future(self._engine.call(lambda: None))
+        if self._engine.failure is not None:
+            raise ServerLost(self._engine.failure)
 
     async def stats(self) -> ServerStats:
         engine = self._engine
@@ -215,31 +216,34 @@ def start_server(
     name: str,
     log_dir: str | Path,
     num_cpus: float = 0,
+    scheduling_strategy: Any = None,
     wait: bool = True,
     timeout_s: float = 180.0,
 ) -> ray.actor.ActorHandle:
     """Start one replica; its output goes to `log_dir/server_NAME.log`.
 
     With `wait=False` it returns at once: call `wait_until_ready` later, and do other slow things between.
+    `scheduling_strategy` is Ray's, e.g. a placement group.
     Raises UsageError for a missing model directory, ServerError when it does not become healthy.
     """
     _check_model(config.model)
-    log_path = _log_path(log_dir, name)
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    log_path.write_text("")
+    log = log_path(log_dir, name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()  # a restarted server goes on writing where the dead one stopped
     actor_class = ray.remote(VLLMServer).options(
         max_concurrency=10_000,
         num_cpus=num_cpus,
-        num_gpus=_num_gpus(config),
+        num_gpus=gpus_of(config),
         max_restarts=0,
+        scheduling_strategy=scheduling_strategy,
     )
-    actor = actor_class.remote(config, str(log_path))
+    actor = actor_class.remote(config, str(log))
     if wait:
         wait_until_ready({name: actor}, log_dir=log_dir, timeout_s=timeout_s)
     return actor
 
 
-def _num_gpus(config: ServerConfig) -> float:
+def gpus_of(config: ServerConfig) -> float:
     """GPUs Ray reserves; half of one where a learner shares it (sleep mode)."""
     if config.device != "cuda":
         return 0.0
@@ -262,7 +266,7 @@ def wait_until_ready(
 
 
 def _wait_for_one(name: str, actor: Any, log_dir: str | Path, left_s: float, timeout_s: float) -> None:
-    tail = lambda: log_tail(_log_path(log_dir, name))  # noqa: E731
+    tail = lambda: log_tail(log_path(log_dir, name))  # noqa: E731
     try:
         ray.get(actor.health.remote(), timeout=left_s)
     except ray.exceptions.GetTimeoutError:
@@ -281,7 +285,7 @@ def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
     return "\n".join("    " + line for line in text) or "    (empty log)"
 
 
-def _log_path(log_dir: str | Path, name: str) -> Path:
+def log_path(log_dir: str | Path, name: str) -> Path:
     return Path(log_dir) / f"server_{name}.log"
 
 
@@ -324,4 +328,13 @@ def _field(request: Any, name: str) -> Any:
     return request if isinstance(request, dict) else getattr(request, name)
 
 
-__all__ = ["ServerConfig", "ServerStats", "VLLMServer", "log_tail", "start_server", "wait_until_ready"]
+__all__ = [
+    "ServerConfig",
+    "ServerStats",
+    "VLLMServer",
+    "gpus_of",
+    "log_path",
+    "log_tail",
+    "start_server",
+    "wait_until_ready",
+]

@@ -9,7 +9,6 @@ rewards work. Nothing here knows about policies' weights or the learner.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -90,29 +89,30 @@ class RolloutWorker:
 
     def __init__(
         self,
-        samplers: Sequence[Sampler],
         tokenizer: Any,
         source: TaskSource,
         template: str,
         verifier_pool: VerifierPool,
         context_tokens: int,
     ):
-        self.samplers = samplers
         self.tokenizer = tokenizer
         self.source = source
         self.template = template
         self.verifiers = verifier_pool
         self.context_tokens = context_tokens
-        self._next_sampler = itertools.cycle(range(len(samplers)))
 
     async def run(
-        self, tasks: Sequence[Task], group_size: int, params: SamplingParams, first_index: int = 0
+        self,
+        tasks: Sequence[Task],
+        group_size: int,
+        params: SamplingParams,
+        first_index: int,
+        sampler: Sampler,
     ) -> list[GroupResult]:
-        """`group_size` verified rollouts of every task. Groups of one call share one server (prefix cache).
+        """`group_size` verified rollouts of every task, all from this one server (prefix cache).
 
         Raises ServerError when the server fails or a prompt does not fit the context."""
         episodes = [self._begin(task) for task in tasks for _ in range(group_size)]
-        sampler = self.samplers[next(self._next_sampler)]
         while live := [e for e in episodes if not e.done]:
             await self._turn(sampler, live, params)
         groups = [
@@ -193,7 +193,6 @@ class RolloutWorker:
 
 
 def build_worker(
-    samplers: Sequence[Sampler],
     model_path: str,
     source: TaskSource,
     template: str,
@@ -204,4 +203,4 @@ def build_worker(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_path)
-    return RolloutWorker(samplers, tokenizer, source, template, verifier_pool, context_tokens)
+    return RolloutWorker(tokenizer, source, template, verifier_pool, context_tokens)

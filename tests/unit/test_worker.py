@@ -48,11 +48,12 @@ def tokens(text):
 def worker(script, source=None, context=64):
     sampler, grader = ScriptedSampler(script, version=3), Grader()
     source = source or load_tasks("arithmetic", 0)
-    return RolloutWorker([sampler], Letters(), source, "base", grader, context), sampler, grader
+    return (RolloutWorker(Letters(), source, "base", grader, context), sampler), sampler, grader
 
 
 def run(subject, tasks, group_size=2, max_tokens=8):
-    return asyncio.run(subject.run(tasks, group_size, SamplingParams(max_tokens), first_index=7))
+    worker, sampler = subject
+    return asyncio.run(worker.run(tasks, group_size, SamplingParams(max_tokens), 7, sampler))
 
 
 def test_a_group_is_sampled_in_one_request_and_verified_together():
