@@ -1,7 +1,8 @@
 """Starts and stops the processes of a run: Ray, vLLM servers, the learner, rollout workers.
 
 Everything is started side by side, since start-up is mostly imports. The driver itself loads neither torch
-nor vLLM. On exit every actor is killed; a Ray that we started is shut down with everything in it.
+nor vLLM. What dies later is started anew in the background (`rollouts.fleet`) by the launchers here. On exit
+every actor is killed; a Ray that we started is shut down with everything in it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +23,82 @@ from envs.tasks import load_tasks
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
 from reasoner.fingerprint import fingerprint
+from reasoner.logs import log_to
 from reasoner.model_source import ModelSource
 from reasoner.reaper import guard_children
 from reasoner.types import SamplingParams, Task, TrainBatch
+from rollouts.dispatch import Dispatcher
+from rollouts.fleet import Fleet, State
+from rollouts.launchers import ExternalLauncher, ServerLauncher, WorkerLauncher
 from rollouts.sampler import HTTPSampler, RaySampler, Sampler
-from rollouts.server import ServerConfig, start_server, wait_until_ready
+from rollouts.server import ServerConfig
 from rollouts.worker import GroupResult, RolloutWorker, build_worker
 from verifiers import VerifierPool
+
+TOGETHER_S = 20.0  # a run begins with the servers that are ready so long after the first; others join later
 
 
 @dataclass
 class Processes:
-    """Handles of what runs. `learner` is None for evaluation."""
+    """What runs. `learner` is None for evaluation; `base` is the model the run began from."""
 
-    servers: list[Any]
-    workers: list[Any]
-    learner: Any
+    config: Config
+    servers: Fleet
+    workers: Fleet
+    log_dir: Path
+    base: Path | None = None
+    learner: Any = None
+
+    def __post_init__(self) -> None:
+        self.dispatcher = Dispatcher(self.servers, self.workers)
+
+    def start_learner(self, model: Path) -> Any:
+        """Starts the learner with the weights in `model`, in place of one that died; the reference is ready
+        when it is."""
+        if self.learner is not None:
+            ray.kill(self.learner)
+        share = 0.5 if self.config.cluster.colocate else 1.0
+        actor = ray.remote(
+            num_cpus=1,
+            num_gpus=share * _on_gpu(self.config),
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.config.learner.threads)}},
+        )(LearnerActor)
+        self.learner = actor.remote()
+        return self.learner.setup.remote(str(model), str(self.base), self.config, self.log_dir)
 
     def sleep_servers(self) -> None:
         """Colocated on a GPU: servers give their memory back while the learner works."""
-        ray.get([server.sleep.remote() for server in self.servers])
+        ray.get([sampler.actor.sleep.remote() for sampler in self._own_servers()])
 
     def wake_servers(self) -> None:
-        ray.get([server.wake_up.remote() for server in self.servers])
+        ray.get([sampler.actor.wake_up.remote() for sampler in self._own_servers()])
 
     def tokens_generated(self) -> int:
         """Tokens our own servers have sampled so far: whether a slow run is alive."""
-        return sum(s.tokens_generated for s in ray.get([x.stats.remote() for x in self.servers], timeout=60))
+        stats = [sampler.actor.stats.remote() for sampler in self._own_servers()]
+        return sum(s.tokens_generated for s in ray.get(stats, timeout=60))
+
+    def _own_servers(self) -> list[RaySampler]:
+        serving = self.servers.in_state(State.SERVING)
+        return [r.handle for r in serving if isinstance(r.handle, RaySampler)]
 
     def stop(self) -> None:
-        for worker in self.workers:
-            _quietly(worker.close.remote())
-        for actor in [*self.workers, *self.servers, *([self.learner] if self.learner else [])]:
-            ray.kill(actor)
+        closing = [r.handle.actor.close.remote() for r in self.workers.in_state(State.SERVING)]
+        ray.wait(closing, num_returns=len(closing), timeout=2) if closing else None
+        self.workers.close()
+        self.servers.close()
+        if self.learner is not None:
+            ray.kill(self.learner)
 
 
 class WorkerActor:
     """A `RolloutWorker` in its own Ray process. `setup` is a call so that its errors arrive as they are."""
 
     async def setup(
-        self, samplers: Sequence[Sampler], model: ModelSource, template: str, config: Config, verifier: Any
+        self, model: ModelSource, template: str, config: Config, verifier: Any, log_file: Path
     ) -> None:
+        log_to(log_file)
         self.worker: RolloutWorker = build_worker(
-            samplers,
             str(model.path),
             load_tasks(config.tasks.source, config.seed),
             template,
@@ -72,9 +107,17 @@ class WorkerActor:
         )
 
     async def run(
-        self, tasks: Sequence[Task], group_size: int, params: SamplingParams, first_index: int
+        self,
+        tasks: Sequence[Task],
+        group_size: int,
+        params: SamplingParams,
+        first_index: int,
+        sampler: Sampler,
     ) -> list[GroupResult]:
-        return await self.worker.run(tasks, group_size, params, first_index)
+        return await self.worker.run(tasks, group_size, params, first_index, sampler)
+
+    async def ping(self) -> None:
+        """Returns when the process is alive and its event loop turns."""
 
     async def close(self) -> None:
         self.worker.verifiers.close()
@@ -83,13 +126,13 @@ class WorkerActor:
 class LearnerActor:
     """The learner and its side of the weight sync, in a process of its own."""
 
-    def setup(self, model_path: str, base_path: str, config: Config, samplers: Sequence[Sampler]) -> None:
+    def setup(self, model_path: str, base_path: str, config: Config, log_dir: Path) -> None:
         import torch
 
         from reasoner.learner import Learner, LearnerConfig
-        from reasoner.weight_sync import WeightSync
 
-        keys = config.learner
+        log_to(log_dir / "learner.log")
+        self.config, keys = config, config.learner
         device = keys.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -101,20 +144,33 @@ class LearnerActor:
             device=device,
             reference_path=base_path,
         )
-        self.weight_sync = WeightSync(
-            samplers,
-            _transfer(device, config),
-            score=self.learner.score,
-            temperature=config.rollout.temperature,
-            dtype="bfloat16" if keys.dtype == "bfloat16" else config.server.dtype,  # the coarser of the two
-        )
+        self.transfer = _transfer(device, config)
+        self.connected: list[str] = []
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
         return self.learner.update(batch, lr_scale)
 
-    def sync(self, version: int) -> Any:
-        """New weights to every server, proved by a logprob probe before any of them serves again."""
-        return self.weight_sync.sync(self.learner.model, version)
+    def sync(self, version: int, servers: Mapping[str, Sampler]) -> Any:
+        """The present weights to these servers, proved by a logprob probe before any of them serves again.
+        Those that failed are in the report's `failures`."""
+        from reasoner.weight_sync import ServersFailed, WeightSync
+
+        keys = self.config.learner
+        if not self.connected:
+            self.weight_sync = WeightSync(
+                list(servers.values()),
+                self.transfer,
+                score=self.learner.score,
+                temperature=self.config.rollout.temperature,
+                dtype="bfloat16" if keys.dtype == "bfloat16" else self.config.server.dtype,  # the coarser
+            )
+        elif self.connected != list(servers):
+            self.weight_sync.replace_servers(list(servers.values()))
+        self.connected = list(servers)
+        try:
+            return self.weight_sync.sync(self.learner.model, version)
+        except ServersFailed as error:
+            return replace(error.report, failures=error.failures)
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the last bits of an update in this process."""
@@ -199,53 +255,84 @@ def start(
     log_dir: Path,
     *,
     learner_base: Path | None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Processes:
     """Starts servers, workers and, when `learner_base` (the model the run began from) is given, the learner
-    side by side; returns when all are ready.
+    side by side; returns when the run can begin. `tell` gets a line when something dies or comes back later.
 
     Raises ServerError with the last log lines of a server that never becomes healthy."""
     _check_devices(config)
     log_dir = log_dir.absolute()  # actors may have another working directory
-    processes = Processes([], [], None)
+    setup = (model, template, config, verifier)
     timeout_s = config.server.startup_timeout_s
+    processes = Processes(
+        config,
+        Fleet(
+            server_launchers(config, model, log_dir),
+            needs_sync=learner_base is not None,
+            start_s=timeout_s,
+            tell=tell,
+        ),
+        Fleet(
+            [
+                WorkerLauncher(f"worker-{i}", WorkerActor, setup, log_dir)
+                for i in range(config.rollout.workers)
+            ],
+            what="worker",
+            start_s=timeout_s,
+            tell=tell,
+        ),
+        log_dir,
+        learner_base,
+    )
     try:
-        servers = {}
-        if not config.server.addresses:
-            for i in range(config.server.replicas):
-                name = f"server-{i}"
-                servers[name] = start_server(
-                    _server_config(config, model), name=name, log_dir=log_dir, wait=False
-                )
-        processes.servers.extend(servers.values())
-        samplers: list[Sampler] = [RaySampler(server) for server in processes.servers]
-        samplers += _external_samplers(config, model)
-        pending = []
-        if learner_base is not None:
-            share = 0.5 if config.cluster.colocate else 1.0
-            actor = ray.remote(
-                num_cpus=1,
-                num_gpus=share * _on_gpu(config),
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.learner.threads)}},
-            )(LearnerActor)
-            processes.learner = actor.remote()
-            pending.append(
-                processes.learner.setup.remote(str(model.path), str(learner_base), config, samplers)
-            )
-        worker = ray.remote(num_cpus=1, max_concurrency=1000)(WorkerActor)
-        for _ in range(config.rollout.workers):
-            processes.workers.append(worker.remote())
-            pending.append(processes.workers[-1].setup.remote(samplers, model, template, config, verifier))
-        wait_until_ready(servers, log_dir=log_dir, timeout_s=timeout_s)
-        ray.get(pending, timeout=timeout_s)
+        learner = None if learner_base is None else processes.start_learner(model.path)
+        _wait_until_ready(processes, learner, timeout_s)
         return processes
-    except ray.exceptions.GetTimeoutError:
-        processes.stop()
-        raise ServerError(
-            f"workers and learner were not ready after {timeout_s:.0f} s; logs: {log_dir}"
-        ) from None
     except BaseException:
         processes.stop()
         raise
+
+
+def server_launchers(
+    config: Config, model: ModelSource, log_dir: Path
+) -> list[ServerLauncher] | list[ExternalLauncher]:
+    """One launcher a replica."""
+    if config.server.addresses:
+        return [ExternalLauncher(sampler) for sampler in _external_samplers(config, model)]
+    server = _server_config(config, model)
+    return [ServerLauncher(f"server-{i}", server, log_dir) for i in range(config.server.replicas)]
+
+
+def _wait_until_ready(processes: Processes, learner: Any, timeout_s: float) -> None:
+    """Returns when the learner, a worker and a server are ready, and the other servers too, unless there
+    is no room for them yet or they take much longer. From then on what fails is started anew."""
+    began, first = time.monotonic(), None
+    servers, workers = processes.servers, processes.workers
+    while True:
+        servers.poll()
+        workers.poll()
+        if learner is not None and ray.wait([learner], timeout=0)[0]:
+            ray.get(learner)
+            learner = None
+        if learner is None and servers.in_state(State.SYNCING, State.SERVING) and workers.pick():
+            first = first or time.monotonic()
+            if not servers.in_state(State.STARTING) or time.monotonic() - first > TOGETHER_S:
+                break
+        if time.monotonic() - began > timeout_s:
+            raise ServerError(_not_ready(processes, learner, timeout_s))
+        time.sleep(0.05)
+    servers.restarts = workers.restarts = True
+    for replica in servers.in_state(State.PENDING):
+        servers.tell(f"the cluster has no room for {replica.name} yet: the run begins without it")
+
+
+def _not_ready(processes: Processes, learner: Any, timeout_s: float) -> str:
+    waiting = [part for part in (processes.servers.describe(), processes.workers.describe()) if part]
+    if learner is not None:
+        waiting.append("the learner is starting")
+    hint = "; pending: the cluster lacks CPUs or GPUs for it" if "pending" in " ".join(waiting) else ""
+    return f"not ready after {timeout_s:.0f} s: {'; '.join(waiting)}{hint}; logs: {processes.log_dir}"
 
 
 def unwrap(error: BaseException) -> ReasonerError:
@@ -292,14 +379,14 @@ def _check_devices(config: Config) -> None:
         raise UsageError("learner.device is cuda, but Ray sees no GPU")
 
 
-def _external_samplers(config: Config, model: ModelSource) -> list[Sampler]:
+def _external_samplers(config: Config, model: ModelSource) -> list[HTTPSampler]:
     """Samplers of the servers that somebody else started; the key comes from VLLM_API_KEY."""
     key = os.environ.get("VLLM_API_KEY")
     addresses = config.server.addresses
     samplers = [HTTPSampler(url, stop_token_ids=model.end_token_ids, api_key=key) for url in addresses]
     for sampler in samplers:
         asyncio.run(_check_external(sampler))
-    return list(samplers)
+    return samplers
 
 
 async def _check_external(sampler: Sampler) -> None:
@@ -308,8 +395,3 @@ async def _check_external(sampler: Sampler) -> None:
         await sampler.health()
     except ServerError as e:
         raise ServerError(f"the server in server.addresses cannot be used: {e}") from None
-
-
-def _quietly(ref: Any) -> None:
-    """Waits a moment for a parting call; a dead actor is what we are about to make anyway."""
-    ray.wait([ref], timeout=2)

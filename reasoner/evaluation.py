@@ -27,6 +27,7 @@ from reasoner.model_source import resolve_model
 from reasoner.run import prompt_template, provenance
 from reasoner.self_correction import detect, self_corrected
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, Task
+from rollouts.dispatch import Dispatcher
 from verifiers import load_verifier
 
 SPLITS = ("held_out", "ood")
@@ -43,7 +44,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def evaluate_split(
-    workers: Sequence[Any],
+    dispatcher: Dispatcher,
     tasks: Sequence[Task],
     samples: int,
     params: SamplingParams,
@@ -53,16 +54,14 @@ def evaluate_split(
 ) -> list[Group]:
     """`samples` verified rollouts of every task, in task order. `on_wait` is called about once a second;
     it may raise to stop."""
-    pending: dict[Any, int] = {}
-    for i, start in enumerate(range(0, len(tasks), chunk)):
-        worker = workers[i % len(workers)]
-        pending[worker.run.remote(tasks[start : start + chunk], samples, params, start)] = start
+    starts = range(0, len(tasks), chunk)
+    tickets = [dispatcher.submit(tasks[i : i + chunk], samples, params, i) for i in starts]
     results: dict[int, list[Group]] = {}
-    while pending:
+    while len(results) < len(tickets):
         on_wait()
-        for call in ray.wait(list(pending), num_returns=1, timeout=1.0)[0]:
-            results[pending.pop(call)] = [r.group for r in ray.get(call)]
-    return [group for start in sorted(results) for group in results[start]]
+        for ticket, finished in dispatcher.finished(tickets, timeout_s=1.0).items():
+            results[ticket] = [result.group for result in finished]
+    return [group for ticket in tickets for group in results[ticket]]
 
 
 def summarise(groups: Sequence[Group]) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def evaluate(
             try:
                 for split, problems in tasks.items():
                     progress(f"{split}: {len(problems)} problems × {config.eval.samples} samples")
-                    groups = evaluate_split(processes.workers, problems, config.eval.samples, params)
+                    groups = evaluate_split(processes.dispatcher, problems, config.eval.samples, params)
                     check_scored(groups)
                     splits[split] = {**summarise(groups), **scaling(groups, flops, config.seed)}
             finally:

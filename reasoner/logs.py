@@ -1,4 +1,4 @@
-"""One log file a process: `logs/driver.log`, `logs/learner.log`, `logs/worker_NAME.log`, `logs/server_NAME.log`.
+"""One log file a process, in `logs/`: `driver.log`, `learner.log`, `worker_N.log`, `server_NAME.log`.
 
 A line is `time level process logger: message`, a traceback follows its line. What the user must know is said
 by the display and by errors; a server's file also holds everything that vLLM prints.

@@ -28,14 +28,16 @@ from reasoner.alarms import Alarms
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.display import Display
-from reasoner.driver import log_file, stop_signals
+from reasoner.driver import stop_signals
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise
 from reasoner.journal import Journal
+from reasoner.learner_client import LearnerClient
+from reasoner.logs import log_file
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.run import Run, prepare
-from reasoner.types import UNSCORED, Group, Rollout, SamplingParams
+from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, SyncReport
 from reasoner.update import lr_scale, prepare_update, select_groups
 from rollouts.queue import RolloutQueue
 from rollouts.worker import GroupResult
@@ -87,6 +89,7 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
                     run.verifier,
                     run.log_dir,
                     learner_base=run.base_model.path,
+                    tell=display.message,
                 )
                 try:
                     Loop(run, processes, display, stop_requested).run()
@@ -117,6 +120,9 @@ class Loop:
         self.stop_requested = stop_requested
         self.source: TaskSource = load_tasks(config.tasks.source, config.seed)
         self.checkpoints = CheckpointStore(run.path, config.checkpoint.keep)
+        self.learner = LearnerClient(
+            processes, self.checkpoints, run.model.path, display.message, self._meanwhile
+        )
         self.journal = Journal(run.path)
         self.recorder = Recorder(self.journal, run.flops, asynchronous=config.max_staleness > 0)
         self.progress = self._restore_progress()
@@ -135,7 +141,8 @@ class Loop:
         self.restored: set[int] = set()  # groups the journal brought back: not to be sampled again
         if run.resumed:
             self._restore_queue()
-        self.calls: dict[Any, int] = {}  # Ray reference of a running group → its index in the stream
+        self.dispatcher = processes.dispatcher
+        self.calls: dict[int, int] = {}  # the ticket of a running group → its index in the stream
         self.replaced: list[Group] = []  # since the last step, when they are replaced
         self.idle_steps = 0
         self.alarms = Alarms(read_metrics(run.path))
@@ -149,7 +156,7 @@ class Loop:
 
     def run(self) -> None:
         try:
-            values = self._get(self.processes.learner.fingerprint.remote(), "fingerprint")
+            values = self.learner.fingerprint()
             fingerprint.record(self.run_.path, self.progress.step, values)
             self._sync(self.progress.policy_version)
             if not self.source.split("held_out", 1):
@@ -218,7 +225,7 @@ class Loop:
         prepared = prepare_update(groups, self.config)
         scale = lr_scale(self.config, self.progress.step)
         with self.timeline.measure("learn"), self._servers_aside():
-            result = self._wait(self.processes.learner.update.remote(prepared.batch, scale))
+            result = self.learner.update(prepared.batch, scale)
         lengths = [len(r.rollout.token_ids) for r in prepared.chosen]
         return Update(result.metrics, prepared.uses(result.learner_logprobs), lengths)
 
@@ -239,10 +246,9 @@ class Loop:
         deadline, tokens = time.monotonic() + STALL_S, 0
         while not until():
             self._admit()
-            arrived = self._arrivals(timeout_s=1.0)
-            if arrived:
+            if self._arrivals(timeout_s=1.0):
                 deadline = time.monotonic() + STALL_S
-            self._check_stop()
+            self._tend()
             if time.monotonic() > deadline:
                 tokens, before = self.processes.tokens_generated(), tokens
                 if tokens > before:  # long chains of thought: slow is not stuck
@@ -257,10 +263,9 @@ class Loop:
         for _ in range(self.queue.admissible):
             index = self._next_index()
             task = self.source.train(index)
-            worker = self.processes.workers[index % len(self.processes.workers)]
-            call = worker.run.remote([task], self.config.rollout.group_size, self._sampling(), index)
-            self.calls[call] = index
-            self.queue.start(call)
+            ticket = self.dispatcher.submit([task], self.config.rollout.group_size, self._sampling(), index)
+            self.calls[ticket] = index
+            self.queue.start(ticket)
 
     def _next_index(self) -> int:
         while self.progress.outstanding:
@@ -280,22 +285,16 @@ class Loop:
 
     def _arrivals(self, timeout_s: float, beside: Sequence[Any] = ()) -> bool:
         """Takes in finished groups: durable in the journal first, then in the queue."""
-        waiting = [*self.calls, *beside]
-        if not waiting:
-            return False
-        done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
-        if done:
-            done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        finished = [call for call in done if call in self.calls]
-        results: list[GroupResult] = [ray.get(call)[0] for call in finished]
-        if results:
-            self.journal.append_groups(None, [r.group for r in results], self._sampling())
-        for call, result in zip(finished, results, strict=True):
-            del self.calls[call]
-            self._take_in(call, result)
-        return bool(done)
+        finished = self.dispatcher.finished(self.calls, timeout_s, beside)
+        if finished:
+            groups = [result.group for results in finished.values() for result in results]
+            self.journal.append_groups(None, groups, self._sampling())
+        for ticket, (result,) in finished.items():
+            del self.calls[ticket]
+            self._take_in(ticket, result)
+        return bool(finished)
 
-    def _take_in(self, call: Any, result: GroupResult) -> None:
+    def _take_in(self, ticket: int, result: GroupResult) -> None:
         group = result.group
         self.last_verify_seconds = result.verify_seconds
         self._retire(group)
@@ -304,7 +303,7 @@ class Loop:
             and len(self.replaced) < MAX_REPLACED * self.config.rollout.groups_per_step
             and bool(select_groups([group], self.config)[1])
         )
-        self.queue.finish(call, group, keep=not replace)
+        self.queue.finish(ticket, group, keep=not replace)
         if replace:
             self.replaced.append(group)
 
@@ -316,25 +315,18 @@ class Loop:
         if rate < 1 and self.source.finite and passed and np.mean(passed) >= rate:
             self.retired.add(group.task.id)
 
-    def _wait(self, call: Any) -> Any:
-        """Waits for the learner while rollouts go on arriving (and, when staleness allows, being started)."""
-        while True:
-            self._admit()
-            done, _ = ray.wait([call], timeout=0)
-            if done:
-                return ray.get(call)
-            self._arrivals(timeout_s=1.0, beside=[call])
+    def _meanwhile(self, call: Any) -> None:
+        """While the learner works, rollouts go on arriving and, when staleness allows, being started."""
+        self._admit()
+        self._arrivals(timeout_s=1.0, beside=[call])
 
-    @staticmethod
-    def _get(call: Any, what: str) -> Any:
-        """The result of a call that must come soon."""
-        try:
-            return ray.get(call, timeout=STALL_S)
-        except ray.exceptions.GetTimeoutError:
-            raise ReasonerError(f"waited {STALL_S:.0f} s in vain for the learner: {what}") from None
+    def _tend(self) -> None:
+        """Called about once a second while rollouts are waited for, never in the middle of a step."""
+        self._check_stop()
+        self.learner.refit(self.queue.version)
 
-    def _sync(self, version: int) -> Any:
-        report = self._get(self.processes.learner.sync.remote(version), "weight sync")
+    def _sync(self, version: int) -> SyncReport:
+        report = self.learner.sync(version)
         self.queue.version = version
         return report
 
@@ -349,7 +341,7 @@ class Loop:
                 continue
             self.display.status(f"evaluating {split}: {len(tasks)} problems × {config.samples}")
             groups = evaluate_split(
-                self.processes.workers, tasks, config.samples, self._sampling(), on_wait=self._check_stop
+                self.dispatcher, tasks, config.samples, self._sampling(), on_wait=self._tend
             )
             check_scored(groups)
             result[split] = summarise(groups)
@@ -382,7 +374,8 @@ class Loop:
             self.display.message(message)
         sample = _sample(out.all_groups)
         self.display.update(self.metrics.write(line), sample, str(sample.task.prompt) if sample else "")
-        if self.config.checkpoint.every and step % self.config.checkpoint.every == 0 and not final:
+        due = self.config.checkpoint.every and step % self.config.checkpoint.every == 0
+        if (due or self.learner.save_due) and not final:
             self.save()
         self.timeline.lap()
         if stopped:
@@ -412,13 +405,9 @@ class Loop:
         best = self._is_best()
         waiting = [*self.calls.values(), *(g.index for g in self.queue.queued)]
         state = {**self.progress.__dict__, "outstanding": sorted([*waiting, *self.progress.outstanding])}
-        self.checkpoints.save(
-            self.progress.step,
-            lambda path: self._get(self.processes.learner.save.remote(path.absolute()), "checkpoint"),
-            state,
-            best=best,
-        )
-        self.saved_step = self.progress.step
+        step = self.progress.step
+        self.learner.saved(self.checkpoints.save(step, self.learner.write_checkpoint, state, best=best))
+        self.saved_step = step
 
     def _save_if_new(self) -> None:
         if self.saved_step != self.progress.step:
@@ -437,7 +426,7 @@ class Loop:
         path = self.run_.checkpoint
         if path is None:
             return Progress()
-        self._get(self.processes.learner.load_trainer.remote(path.absolute()), "optimizer state")
+        self.learner.load_trainer(path)
         known = Progress.__dataclass_fields__
         return Progress(**{key: value for key, value in load_state(path).items() if key in known})
 

@@ -181,6 +181,19 @@ class TrainBatch:
 
 
 @dataclass(frozen=True)
+class SyncReport:
+    """One weight sync. `pause_seconds` is how long the servers did not sample; `seconds` the whole of it;
+    `failures` maps the positions of servers that did not take the weights to the reasons."""
+
+    version: int
+    seconds: float = 0.0
+    pause_seconds: float = 0.0
+    bytes: int = 0
+    probe_max_abs_diff: float = 0.0
+    failures: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How completions are sampled. Training uses the whole distribution: no top-p, top-k or penalties."""
 

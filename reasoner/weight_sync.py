@@ -14,7 +14,7 @@ engines (not run here: no GPU).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from reasoner.errors import ReasonerError, ServerError, UsageError, WeightSyncError
+from reasoner.types import SyncReport
 from reasoner.weight_channel import GatherOnly, SharedMemoryChannel, vllm_trainer
 from rollouts.control import ServerControl, control
 
@@ -50,17 +51,6 @@ TOLERANCE = {
 
 
 @dataclass(frozen=True)
-class SyncReport:
-    """One sync. `pause_seconds` is how long the servers did not sample; `seconds` the whole of it."""
-
-    version: int
-    seconds: float
-    pause_seconds: float
-    bytes: int
-    probe_max_abs_diff: float
-
-
-@dataclass(frozen=True)
 class LogprobDiff:
     """|server logprob - learner logprob| over all compared tokens."""
 
@@ -71,12 +61,12 @@ class LogprobDiff:
 
 
 class ServersFailed(WeightSyncError):
-    """Some servers did not take the new weights; the others have been resumed. `failed` holds their
-    positions in the list of servers."""
+    """Some servers did not take the new weights; the others have been resumed. `failures` maps positions in
+    the list of servers to reasons, `report` is about the sync as a whole."""
 
-    def __init__(self, message: str, failed: tuple[int, ...]) -> None:
-        super().__init__(message)
-        self.failed = failed
+    def __init__(self, report: SyncReport, failures: Mapping[int, str]) -> None:
+        super().__init__("\n".join(failures.values()))
+        self.report, self.failures = report, failures
 
 
 class WeightSync:
@@ -134,7 +124,7 @@ class WeightSync:
             self._connect(model, failures)
         if self._rank != 0:
             self._channel.send()
-            return SyncReport(version, time.perf_counter() - started, 0.0, 0, 0.0)
+            return SyncReport(version, time.perf_counter() - started)
         num_bytes = self._channel.load()
         paused = time.perf_counter()
         self._each(lambda c: c.pause(self._clear_cache), failures)
@@ -142,8 +132,10 @@ class WeightSync:
         worst = self._probe(model, failures)
         self._each(lambda c: c.resume(version), failures)
         done = time.perf_counter()
-        self._raise_failures(version, failures)
-        return SyncReport(version, done - started, done - paused, num_bytes, worst)
+        report = SyncReport(version, done - started, done - paused, num_bytes, worst)
+        if failures:
+            raise ServersFailed(report, self._rejected(version, failures))
+        return report
 
     def close(self) -> None:
         """Let go of the transfer channel; the servers stay as they are."""
@@ -184,7 +176,10 @@ class WeightSync:
         answers = self._each(lambda c: c.probe(sequences, self._temperature), failures)
         worst = 0.0
         for index, (token_ids, server) in answers.items():
-            diff = compare_logprobs(server, self._score(token_ids))
+            learner = self._score(token_ids)
+            if not all(np.isfinite(scores).all() for scores in learner):
+                raise WeightSyncError("the learner's own logprobs are not finite: the policy is broken")
+            diff = compare_logprobs(server, learner)
             worst = max(worst, diff.max)
             if not (diff.max <= self._tolerance.max and diff.mean <= self._tolerance.mean):  # also for NaN
                 failures[index] = WeightSyncError(
@@ -209,18 +204,17 @@ class WeightSync:
                 failures[index] = error
         return results
 
-    def _raise_failures(self, version: int, failures: dict[int, Exception]) -> None:
-        if not failures:
-            return
-        lines = []
+    def _rejected(self, version: int, failures: Mapping[int, Exception]) -> dict[int, str]:
+        """Tells the failed servers not to serve; position → reason."""
+        reasons = {}
         for index, error in sorted(failures.items()):
             name = self._controls[index].name
-            lines.append(f"server {name} did not take policy version {version}: {error}")
+            reasons[index] = f"server {name} did not take policy version {version}: {error}"
             try:
-                self._controls[index].reject(lines[-1])
+                self._controls[index].reject(reasons[index])
             except ServerError as gone:  # it rejects everything already
-                lines.append(f"({name} could not be told: {gone})")
-        raise ServersFailed("\n".join(lines), tuple(sorted(failures)))
+                reasons[index] += f" ({name} could not be told: {gone})"
+        return reasons
 
 
 def compare_logprobs(server: Sequence[np.ndarray], learner: Sequence[np.ndarray]) -> LogprobDiff:

@@ -1,8 +1,8 @@
 """Group requests to a worker and a server each; what a dead one had is sent again elsewhere.
 
-A request is one or more groups; a group's samples stay together on one server (prefix cache). It goes to the
-serving replica with the shortest queue. When the server or the worker is lost, the request is sent again as a
-whole: completions that were only half done are sampled anew, groups that had arrived are safe with the caller.
+A request is one or more groups; a group's samples stay together on one server (prefix cache). It goes to
+the serving replica with the shortest queue. When the server or the worker is lost, the request is sent again
+as a whole: half-done completions are sampled anew, groups that had arrived are safe with the caller.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from reasoner.errors import ReasonerError, ServerError
+from reasoner.errors import ReasonerError, ServerError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,9 @@ class Fleet:
         if self._closed or replica.state in (State.DEAD, State.GONE):
             return
         if not self.restarts:
-            raise ServerError(f"{self.what} {replica.name} did not start: {reason}\n{replica.launcher.last_words()}")
+            raise ServerError(
+                f"{self.what} {replica.name} did not start: {reason}\n{replica.launcher.last_words()}"
+            )
         replica.failures += 1
         replica.reason = reason
         self._end(replica)
@@ -149,7 +151,9 @@ class Fleet:
         outcome = f"given up after {replica.failures} failures in a row" if given_up else "it is started anew"
         self.tell(f"{self.what} {replica.name} is lost, {outcome}: {first_line}")
         if all(r.state is State.GONE for r in self.replicas):
-            raise ServerError(f"no {self.what} is left: {replica.name}: {reason}\n{replica.launcher.last_words()}")
+            raise ServerError(
+                f"no {self.what} is left: {replica.name}: {reason}\n{replica.launcher.last_words()}"
+            )
 
     def served(self, replica: Replica) -> None:
         """It answered a request: earlier failures are forgotten."""
@@ -225,6 +229,8 @@ class Fleet:
         replica.ping = None
         try:
             ping.result()
+        except UsageError:  # no restart mends a mistake
+            raise
         except ReasonerError as error:
             self.lost(replica, str(error))
             return
@@ -266,5 +272,7 @@ class Fleet:
         )
 
     def _enter(self, replica: Replica, state: State, why: str = "") -> None:
-        log.info("%s %s: %s → %s%s", self.what, replica.name, replica.state, state, f" ({why})" if why else "")
+        log.info(
+            "%s %s: %s → %s%s", self.what, replica.name, replica.state, state, f" ({why})" if why else ""
+        )
         replica.state, replica.since = state, self.clock()

@@ -24,8 +24,8 @@ T = TypeVar("T")
 @runtime_checkable
 class Sampler(Protocol):
     """A vLLM server as workers, evaluation and weight sync see it. Raises UsageError for a request that
-    cannot be served as asked (context exceeded, unknown token), ServerLost when the server is gone or does not
-    serve at present, ServerError when it fails otherwise."""
+    cannot be served as asked (context exceeded, unknown token), ServerLost when the server is gone or
+    does not serve at present, ServerError when it fails otherwise."""
 
     async def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
         """One completion a prompt, in order. For a group repeat the prompt G times."""

@@ -1,0 +1,188 @@
+"""The learner's process as the loop sees it: its calls, and what happens when it dies.
+
+A learner that died is started anew from the newest checkpoint and redoes the updates since then, from the
+same batches at the same learning rates. On one machine with one number of threads that gives the same weights
+bit for bit, so rollouts sampled meanwhile, accepted ones and the queue all stay valid. The batches are kept
+in memory until a checkpoint holds their effect; the loop saves early before they grow too large.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from reasoner.checkpoint import CheckpointStore
+from reasoner.cluster import Processes
+from reasoner.errors import ReasonerError
+from reasoner.types import SyncReport, TrainBatch
+from rollouts.fleet import Replica, State
+
+log = logging.getLogger(__name__)
+
+MAX_REVIVALS = 3  # during one call, after which something is wrong with the call
+ANSWER_S = 900.0  # for a sync, a checkpoint, a start
+UPDATE_S = 4 * 3600.0  # for one update
+UNSAVED_BYTES = 2**30  # of batches in memory, after which a checkpoint is due
+
+
+class LearnerClient:
+    """meanwhile: called with a Ray reference while an update runs; returns within about a second, or when the
+    reference is ready."""
+
+    def __init__(
+        self,
+        processes: Processes,
+        checkpoints: CheckpointStore,
+        model: Path,
+        tell: Callable[[str], None],
+        meanwhile: Callable[[Any], None],
+    ) -> None:
+        self._processes, self._checkpoints = processes, checkpoints
+        self._model, self._tell, self._meanwhile = model, tell, meanwhile
+        self._saved: Path | None = None  # the checkpoint it would be started anew from
+        self._unsaved: list[tuple[TrainBatch, float]] = []  # (batch, learning-rate scale) since `_saved`
+        self._refit: tuple[Any, dict[str, Replica]] | None = None  # servers being given the present weights
+        self._dead: str | None = None  # why it must be started anew
+
+    def update(self, batch: TrainBatch, lr_scale: float) -> Any:
+        """One update; rollouts go on arriving meanwhile."""
+        result = self._call(
+            lambda actor: actor.update.remote(batch, lr_scale), "an update", UPDATE_S, self._meanwhile
+        )
+        self._unsaved.append((batch, lr_scale))
+        return result
+
+    def load_trainer(self, checkpoint: Path) -> None:
+        self._saved = checkpoint
+        self._call(lambda actor: actor.load_trainer.remote(checkpoint.absolute()), "the optimizer's state")
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the last bits of its updates."""
+        return self._call(lambda actor: actor.fingerprint.remote(), "its fingerprint")
+
+    def write_checkpoint(self, path: Path) -> None:
+        self._call(lambda actor: actor.save.remote(path.absolute()), "a checkpoint")
+
+    def saved(self, checkpoint: Path) -> None:
+        """The checkpoint is complete: what led to it need not be redone."""
+        self._saved, self._unsaved = checkpoint, []
+
+    @property
+    def save_due(self) -> bool:
+        """Whether so much would have to be redone that it should be saved."""
+        return sum(_bytes(batch) for batch, _ in self._unsaved) > UNSAVED_BYTES
+
+    # ------------------------------------------------------------------ weights to the servers
+
+    def sync(self, version: int) -> SyncReport:
+        """The present weights, as policy `version`, to every healthy server. Servers that fail are started
+        anew; they, and those that are starting now, are refitted later."""
+        fleet = self._processes.servers
+        if self._refit is not None:  # it was asked for before the update, with the weights of then
+            self._finish_refit()
+        servers = {r.key: r for r in fleet.in_state(State.SYNCING, State.SERVING)}
+        report = SyncReport(version)
+        if servers:
+            handles = {key: r.handle for key, r in servers.items()}
+            report = self._call(
+                lambda actor: actor.sync.remote(version, handles), "a weight sync", meanwhile=self._poll_fleet
+            )
+            self._take_in(report, servers)
+        fleet.outdated(version)
+        return report
+
+    def refit(self, version: int) -> None:
+        """Servers that came back get the present weights, which are those of `version`; does not wait."""
+        fleet = self._processes.servers
+        if self._refit is None:
+            servers = {r.key: r for r in fleet.in_state(State.SYNCING)}
+            if servers:
+                handles = {key: r.handle for key, r in servers.items()}
+                self._refit = (self._processes.learner.sync.remote(version, handles), servers)
+        elif ray.wait([self._refit[0]], timeout=0)[0]:
+            self._finish_refit()
+
+    def _finish_refit(self) -> None:
+        assert self._refit is not None
+        (call, servers), self._refit = self._refit, None
+        try:
+            report = self._wait(call, "the refit of a server", ANSWER_S, self._poll_fleet)
+        except ray.exceptions.RayActorError as error:
+            self._revive(str(error))  # the servers are still to be refitted, and will be
+            return
+        self._take_in(report, servers)
+
+    def _take_in(self, report: SyncReport, servers: Mapping[str, Replica]) -> None:
+        fleet = self._processes.servers
+        for position, (key, replica) in enumerate(servers.items()):
+            if replica.key != key or replica.handle is None:
+                continue  # lost meanwhile
+            if position in report.failures:
+                fleet.lost(replica, report.failures[position])
+            else:
+                fleet.synced(replica, report.version)
+
+    def _poll_fleet(self, call: Any) -> None:
+        ray.wait([call], timeout=1.0)
+        self._processes.servers.poll()
+
+    # ------------------------------------------------------------------ when it dies
+
+    def _call(
+        self,
+        start: Callable[[Any], Any],
+        what: str,
+        deadline_s: float = ANSWER_S,
+        meanwhile: Callable[[Any], None] | None = None,
+    ) -> Any:
+        """The result of a call, made again when the learner dies of it or before it."""
+        for _ in range(MAX_REVIVALS):
+            try:
+                return self._wait(start(self._processes.learner), what, deadline_s, meanwhile)
+            except ray.exceptions.RayActorError as error:
+                reason = str(error)
+                self._revive(reason)
+        raise ReasonerError(f"the learner died {MAX_REVIVALS} times in a row during {what}: {reason}")
+
+    def _revive(self, reason: str) -> None:
+        """A new learner in the state of the old one. A death meanwhile is noticed by the next call."""
+        log.error("the learner died: %s", reason)
+        latest = self._checkpoints.latest()
+        if latest != self._saved:
+            raise ReasonerError(f"the learner died, and its last checkpoint {self._saved} is damaged")
+        self._tell(
+            f"the learner died: it is started anew from {latest.name if latest else 'the base model'}, "
+            f"with {len(self._unsaved)} updates to redo"
+        )
+        self._refit = None
+        try:
+            ready = self._processes.start_learner(latest or self._model)
+            self._wait(ready, "a new learner", ANSWER_S)
+            if latest is not None:
+                loading = self._processes.learner.load_trainer.remote(latest.absolute())
+                self._wait(loading, "the optimizer's state", ANSWER_S)
+            for batch, lr_scale in self._unsaved:
+                again = self._processes.learner.update.remote(batch, lr_scale)
+                self._wait(again, "an update", UPDATE_S)
+        except ray.exceptions.RayActorError as error:
+            log.error("the new learner died: %s", error)
+
+    def _wait(
+        self, call: Any, what: str, deadline_s: float, meanwhile: Callable[[Any], None] | None = None
+    ) -> Any:
+        deadline = time.monotonic() + deadline_s
+        while not ray.wait([call], timeout=0 if meanwhile else 1.0)[0]:
+            if time.monotonic() > deadline:
+                raise ReasonerError(f"waited {deadline_s:.0f} s in vain for the learner: {what}")
+            if meanwhile is not None:
+                meanwhile(call)
+        return ray.get(call)
+
+
+def _bytes(batch: TrainBatch) -> int:
+    return sum(array.nbytes for array in vars(batch).values())
