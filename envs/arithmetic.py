@@ -16,7 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
+from typing import Any
 
+from envs.specs import Spec, check_options
+from envs.specs import levels as read_levels
 from envs.tasks import SingleTurnTasks
 from reasoner.errors import UsageError
 from reasoner.types import Task
@@ -251,3 +254,14 @@ def _draw_new(rng: Random, level: int, family: str, split: str, seen: set[str]) 
 def _task(task_id: str, tokens: Tokens, level: int, family: str) -> Task:
     text = "".join(map(str, tokens))
     return Task(task_id, text, str(values(text)[-1]), family, float(level))
+
+
+def from_spec(spec: Spec, seed: int) -> ArithmeticTasks:
+    """The source of `arithmetic:levels=1-2,families=chain|product`."""
+    check_options(spec, ("levels", "families"))
+    chosen: dict[str, Any] = {}
+    if "levels" in spec.options:
+        chosen["levels"] = read_levels(spec.options["levels"])
+    if "families" in spec.options:
+        chosen["families"] = tuple(spec.options["families"].split("|"))
+    return ArithmeticTasks(seed, **chosen)

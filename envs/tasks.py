@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from envs.specs import members, nearest, read_spec
 from reasoner.errors import UsageError
 from reasoner.types import Task
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from envs.base import TextEnv
 
 SPLITS = ("held_out", "ood")
-_KNOWN_SPECS = ("arithmetic",)
+#: What stands before the options of a spec → the function `(spec, seed)` that makes the source.
+SOURCES = {
+    "arithmetic": "envs.arithmetic:from_spec",
+    "rg": "envs.reasoning_gym:from_spec",
+}
 _FIELDS = ("prompt", "reference", "id", "family", "difficulty", "split", "metadata")
 
 
@@ -68,6 +72,12 @@ def render_prompt(prompt: str | tuple[Mapping[str, str], ...], template: str) ->
     if "{prompt" not in template:
         raise UsageError(f"the prompt template {template!r} does not contain {{prompt}}")
     return rendered
+
+
+def source_of(source: TaskSource, task: Task) -> TaskSource:
+    """Where a task comes from: the member of a mixture, else the source itself."""
+    member = getattr(source, "member", None)
+    return source if member is None else source_of(member(task), task)
 
 
 class SingleTurnTasks:
@@ -194,49 +204,37 @@ def _reference(given: Any) -> str | tuple[str, ...]:
     return tuple(map(str, several)) if isinstance(given, list) else str(given)
 
 
-def load_tasks(spec: str, seed: int = 0) -> TaskSource:
-    """The task source named by `spec`: `arithmetic`, `arithmetic:levels=1-2,families=chain|product`,
-    `path/to/tasks.jsonl`, or `module:attribute` (a TaskSource, or a factory called with `seed`).
+def load_tasks(text: str, seed: int = 0) -> TaskSource:
+    """The task source named by `text`: one of `SOURCES` with options (`arithmetic:levels=1-2`), a
+    `FILE.jsonl`, `module:attribute` (a TaskSource, or a factory called with `seed`), or several of these with
+    weights (`arithmetic*3,rg:chain_sum(min_terms=2)`).
 
-    UsageError says what is wrong with any other spec and names the nearest known one."""
-    head, _, options = spec.partition(":")
-    if head == "arithmetic":
-        return _arithmetic(options, seed)
-    if spec.endswith(".jsonl") or Path(spec).is_file():
-        return read_tasks(Path(spec), seed)
-    if options and head.replace(".", "").replace("_", "").isalnum():
-        return _imported(head, options, spec, seed)
-    near = get_close_matches(head, _KNOWN_SPECS, 1, cutoff=0.5)
+    UsageError says what is wrong with any other text and names the nearest known source."""
+    if Path(text).is_file():
+        return read_tasks(Path(text), seed)
+    parts = members(text)
+    if len(parts) > 1:
+        from envs.mixture import mix
+
+        return mix(parts, [_load_one(part, seed) for part, _ in parts], seed)
+    return _load_one(parts[0][0] if parts else text, seed)
+
+
+def _load_one(text: str, seed: int) -> TaskSource:
+    if text.endswith(".jsonl") or Path(text).is_file():
+        return read_tasks(Path(text), seed)
+    spec = read_spec(text)
+    family = spec.head.partition(":")[0]
+    if family in SOURCES:
+        home, _, factory = SOURCES[family].partition(":")
+        return getattr(importlib.import_module(home), factory)(spec, seed)
+    module, _, attribute = text.partition(":")
+    if attribute and module.replace(".", "").replace("_", "").isalnum():
+        return _imported(module, attribute, text, seed)
     raise UsageError(
-        f"unknown tasks {spec!r}"
-        + (f": did you mean {near[0]!r}?" if near else "")
-        + " Known: arithmetic[:levels=1-2,families=chain|product], a .jsonl file, module:attribute."
+        f"unknown tasks {text!r}{nearest(family, SOURCES)} "
+        f"Known: {', '.join(SOURCES)}, a .jsonl file, module:attribute."
     )
-
-
-def _arithmetic(options: str, seed: int) -> TaskSource:
-    from envs.arithmetic import ArithmeticTasks
-
-    chosen: dict[str, Any] = {}
-    for option in filter(None, options.split(",")):
-        name, _, value = option.partition("=")
-        if name == "levels":
-            chosen[name] = _levels(value)
-        elif name == "families":
-            chosen[name] = tuple(value.split("|"))
-        else:
-            raise UsageError(f"arithmetic has no option {name!r}: use levels=1-2 or families=chain|product")
-    return ArithmeticTasks(seed, **chosen)
-
-
-def _levels(value: str) -> tuple[int, ...]:
-    """`2`, `1-3` or `1|3`."""
-    if not re.fullmatch(r"\d+(-\d+|(\|\d+)*)", value):
-        raise UsageError(f"cannot read levels={value!r}: write levels=2, levels=1-3 or levels=1|3")
-    if "-" in value:
-        first, last = map(int, value.split("-"))
-        return tuple(range(first, last + 1))
-    return tuple(map(int, value.split("|")))
 
 
 def _imported(module: str, attribute: str, spec: str, seed: int) -> TaskSource:

@@ -24,7 +24,8 @@ class Section(BaseModel):
 
 class TasksConfig(Section):
     source: str = Field(
-        "arithmetic", description="what to train on: a generator, FILE.jsonl or module:attribute"
+        "arithmetic",
+        description="what to train on: see `reasoner tasks`; several with weights: arithmetic*3,rg:chain_sum",
     )
     template: str = Field(
         "auto",
@@ -46,7 +47,10 @@ class RolloutConfig(Section):
 
 
 class VerifierConfig(Section):
-    name: str = Field("math", description="math, or module:attribute of a function or class of your own")
+    name: str = Field(
+        "auto",
+        description="auto (what each task names, else math), math, or module:attribute of your own",
+    )
     processes: int = Field(1, ge=1, description="verifier processes of each rollout worker")
     timeout_s: float = Field(10.0, gt=0, description="wall-clock kill of one verification, seconds")
 

@@ -86,6 +86,25 @@ def rollout_metrics(groups: Sequence[Group], policy_version: int) -> dict[str, A
         "self_corrected_rate": _mean([self_corrected(r.completion, r.verdict) for r in scored]),
         "staleness_mean": _mean(staleness),
         "staleness_max": max(staleness, default=None),
+        "families": family_metrics(groups),
+    }
+
+
+def family_metrics(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+    """Rollouts, pass rate, mean reward and mean length of each family of tasks, by name."""
+    families: dict[str, list[Rollout]] = {}
+    for group in groups:
+        families.setdefault(group.task.family, []).extend(group.rollouts)
+    return {name: _family(rollouts) for name, rollouts in sorted(families.items())}
+
+
+def _family(rollouts: Sequence[Rollout]) -> dict[str, Any]:
+    scored = [r for r in rollouts if r.reward is not None]
+    return {
+        "rollouts": len(rollouts),
+        "pass_rate": _mean([_has_status(r, "correct") for r in scored]),
+        "reward_mean": _mean([r.reward for r in scored]),
+        "response_tokens_mean": _mean([r.num_action_tokens for r in rollouts]),
     }
 
 

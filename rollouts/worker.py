@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.tasks import TaskSource, render_prompt
+from envs.tasks import TaskSource, render_prompt, source_of
 from reasoner.errors import ServerError
 from reasoner.types import NO_VERSION, Completion, Group, Rollout, SamplingParams, Task
 from rollouts.sampler import Sampler
@@ -133,16 +133,17 @@ class RolloutWorker:
 
     def prompt_ids(self, task: Task, observation: str) -> list[int]:
         """The first observation as tokens: through the chat template, or as text for a base model."""
+        source = source_of(self.source, task)
         if self.template == "chat":
             messages = (
-                [{"role": "user", "content": render_prompt(observation, self.source.chat_template)}]
+                [{"role": "user", "content": render_prompt(observation, source.chat_template)}]
                 if isinstance(task.prompt, str)
                 else list(task.prompt)
             )
             return list(
                 self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             )
-        template = self.source.base_template if self.template == "base" else self.template
+        template = source.base_template if self.template == "base" else self.template
         return list(self.tokenizer.encode(render_prompt(observation, template)))
 
     async def _turn(self, sampler: Sampler, live: Sequence[_Episode], params: SamplingParams) -> None:

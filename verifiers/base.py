@@ -24,6 +24,12 @@ from reasoner.types import Task, Verdict
 #: What a plug-in may return for one completion.
 Outcome = bool | float | Verdict | None
 ENTRY_POINT_GROUP = "reasoner.verifiers"
+#: Our own verifiers by name.
+BUILT_IN = {
+    "math": "verifiers.math:MathVerifier",
+    "auto": "verifiers.by_task:ByTask",
+    "reasoning_gym": "verifiers.reasoning_gym:ReasoningGymVerifier",
+}
 
 
 class Verifier:
@@ -156,7 +162,7 @@ async def _wait(outcome: Awaitable[Any]) -> Any:
 
 
 def load_verifier(spec: str | Callable[..., Any] | Verifier) -> Verifier:
-    """The verifier that `spec` names: "math", the name of an entry point in the group
+    """The verifier that `spec` names: one of `BUILT_IN` ("math" …), the name of an entry point in the group
     `reasoner.verifiers`, `module:attribute`, `path/to/file.py:attribute`, or a function, class or instance.
 
     Raises `UsageError` with what is wrong when it cannot be imported or is not callable.
@@ -209,10 +215,7 @@ def _checked(verifier: Verifier) -> Verifier:
 
 
 def _find(spec: str) -> Any:
-    if spec == "math":
-        from verifiers.math import MathVerifier
-
-        return MathVerifier
+    spec = BUILT_IN.get(spec, spec)
     if ":" not in spec:
         return _entry_point(spec)
     home, _, attribute = spec.rpartition(":")
@@ -231,7 +234,7 @@ def _entry_point(name: str) -> Any:
 
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:
-        known = ", ".join(["math", *sorted(points)])
+        known = ", ".join([*BUILT_IN, *sorted(points)])
         raise UsageError(f"unknown verifier {name!r}: expected one of {known}, or 'module:attribute'")
     try:
         return points[name].load()

@@ -63,6 +63,14 @@ def test_rollout_metrics_by_hand():
         "self_corrected_rate": 1 / 4,
         "staleness_mean": pytest.approx((3 + 1 + 1 + 1 + 1) / 5),
         "staleness_max": 3,
+        "families": {
+            "default": {
+                "rollouts": 5,
+                "pass_rate": 1 / 4,
+                "reward_mean": pytest.approx(1.25 / 4),
+                "response_tokens_mean": 4.0,
+            }
+        },
     }
 
 
