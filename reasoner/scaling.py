@@ -21,10 +21,10 @@ from reasoner.votes import MAX_WORK, Ballot, Estimate, exact_vote, from_ratios, 
 TAUS = (0.5, 0.75, 1.0)  # of G-pass@k in a table
 RESAMPLES = 2000  # bootstrap resamples of the problems
 PERMUTATIONS = 10_000  # sign flips of the paired test, when they cannot all be enumerated
-TABLE_WORK = 2 * 10**9  # of all exact votes of a table, in complex multiply-adds (well under a minute)
+TABLE_WORK = 6 * 10**8  # of all exact votes of a table, in complex multiply-adds (some 20 s)
 SAMPLED_VOTES = 3 * 10**8  # votes cast by Monte Carlo in a table, over all problems
 Columns = dict[str, np.ndarray]  # "pass@4" -> (problems,), nan where a problem has fewer samples
-_DRAWS = (8, 1000)  # fewest and most random orders of one problem's samples
+_DRAWS = (4, 1000)  # fewest and most random orders of one problem's samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,12 +218,19 @@ def closed_forms(problems: Sequence[ProblemSamples], ks: Sequence[int]) -> Colum
 
 
 def votes(
-    problems: Sequence[ProblemSamples], ks: Sequence[int], rng: np.random.Generator, *, weighted: bool = False
+    problems: Sequence[ProblemSamples],
+    ks: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    weighted: bool = False,
+    draws: int | None = None,
 ) -> tuple[Columns, dict[str, float]]:
-    """Majority votes for every problem, and the Monte Carlo standard errors of their means over problems."""
+    """Majority votes for every problem, and the Monte Carlo standard errors of their means over problems.
+
+    `draws` random orders a problem where Monte Carlo is needed; by default what `SAMPLED_VOTES` allows."""
     limit = TABLE_WORK / (len(problems) * len(ks))
     cast = sum(p.n for p in problems) * len(ks)
-    draws = int(min(_DRAWS[1], max(_DRAWS[0], SAMPLED_VOTES // cast)))
+    draws = draws or int(min(_DRAWS[1], max(_DRAWS[0], SAMPLED_VOTES // cast)))
     table = np.full((2, len(problems), len(ks)), np.nan)
     for row, problem in enumerate(problems):
         if at := [k for k in ks if k <= problem.n]:

@@ -104,7 +104,7 @@ def sampled_votes(
     Each of `draws` >= 2 random orders of the samples is cut into disjoint subsets of size k (as many as fit,
     or fewer where the classes are many); ties and representatives enter by their expectation. The standard
     error is that of the mean over the orders."""
-    orders = rng.random((draws, ballot.n)).argsort(axis=1)  # (draws, n)
+    orders = rng.random((draws, ballot.n), np.float32).argsort(axis=1)  # (draws, n)
     agree = bool(np.isin(ballot.share, (0.0, 1.0)).all())
     right = None if agree else correct.astype(float)
     estimates = []
