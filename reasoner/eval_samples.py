@@ -144,7 +144,7 @@ def length_histogram(problems: Sequence[Problem], bins: int = 24) -> tuple[np.nd
 def explorer(
     splits: Mapping[str, Sequence[Problem]], seed: int, ks: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, Any]:
-    """The problems and samples as the page's script reads them; `ks` are the sample counts of a split's curves
+    """The problems and samples as the page's script reads them; `ks` are the sample counts of the curves
     (1, 2, 4 … when it has none).
 
     Equal completions of a problem are one entry with a count. When all of it is too long for a page, every
