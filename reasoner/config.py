@@ -32,6 +32,10 @@ class TasksConfig(Section):
         description="prompt template: auto, base, chat, or a text with {prompt}; auto is chat when the "
         "model has a chat template",
     )
+    curriculum: Literal["none", "adaptive"] = Field(
+        "none",
+        description="adaptive: families and difficulties that are solved half of the time come more often",
+    )
 
 
 class RolloutConfig(Section):

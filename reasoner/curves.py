@@ -59,6 +59,7 @@ def sections(entries: Entries) -> list[tuple[str, list[str]]]:
                     "Groups left out of a step",
                     [("filtered", "filtered_groups"), ("stale", "dropped_stale")],
                 ),
+                curriculum_chart(entries),
             ],
         ),
         (
@@ -133,6 +134,25 @@ def difficulty_chart(entries: Entries, split: str) -> Chart:
         series.append(Series(label, tuple(points), f"o{i * _MAX_LEVELS // count}"))
     name = "Held-out" if split == "held_out" else "Out-of-distribution"
     return Chart(f"{name} pass@1 by difficulty", tuple(series), bounds=(0, 1), form=".2f")
+
+
+def curriculum_chart(entries: Entries) -> Chart:
+    """How likely the curriculum is to take a task, by difficulty: the mean over the families."""
+    cells = {name for e in entries for name in e.get("curriculum") or {}}
+    levels = sorted({name.rpartition("/")[2] for name in cells}, key=float)[:_MAX_LEVELS]
+    series = []
+    for i, level in enumerate(levels):
+        points = []
+        for e in entries:
+            taken = [
+                c["probability"]
+                for name, c in (e.get("curriculum") or {}).items()
+                if name.rpartition("/")[2] == level
+            ]
+            if taken:
+                points.append((e["step"], math.fsum(taken) / len(taken)))
+        series.append(Series(level, tuple(points), f"o{i * _MAX_LEVELS // len(levels)}"))
+    return Chart("Curriculum: probability of being taken", tuple(series), bounds=(0, 1), form=".2f")
 
 
 def style_charts(entries: Entries) -> list[Chart]:

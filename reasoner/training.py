@@ -27,6 +27,7 @@ from reasoner import cluster, fingerprint
 from reasoner.alarms import Alarms
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
+from reasoner.curriculum import Curriculum
 from reasoner.display import Display
 from reasoner.driver import stop_signals
 from reasoner.errors import ReasonerError, UsageError
@@ -64,6 +65,7 @@ class Progress:
     next_index: int = 0  # position in the training stream
     outstanding: list[int] = field(default_factory=list)  # admitted, not trained on: to be sampled again
     retired: list[str] = field(default_factory=list)
+    curriculum: dict[str, dict[str, float]] = field(default_factory=dict)  # its pools
     seconds: float = 0.0
     best_pass: float = -1.0  # held-out pass@1 of the best checkpoint that was evaluated
 
@@ -127,6 +129,9 @@ class Loop:
         self.recorder = Recorder(self.journal, run.flops, asynchronous=config.max_staleness > 0)
         self.progress = self._restore_progress()
         self.retired = set(self.progress.retired)
+        self.curriculum: Curriculum | None = None
+        if config.tasks.curriculum == "adaptive":
+            self.curriculum = Curriculum.from_dict(config.seed, self.progress.curriculum)
         self.saved_step = self.progress.step if run.resumed else None
         self.metrics = MetricsWriter(run.path, resume_step=self.saved_step)
         per_server = max(1, config.server.max_num_seqs // config.rollout.group_size)
@@ -208,6 +213,8 @@ class Loop:
         self.progress.policy_version = self.queue.version
         outcome = StepOutcome(version, kept, [*filtered, *self.replaced], stale, update, sync)
         self.replaced = []
+        if self.curriculum:
+            self.curriculum.update([*outcome.kept, *outcome.filtered])
         self.recorder.journal_fates(self.progress.step, outcome)
         self.between_steps = True
         self._record(outcome)
@@ -272,12 +279,13 @@ class Loop:
             index = self.progress.outstanding.pop(0)
             if index not in self.restored:
                 return index
-        for _ in range(10 * len(self.retired) + len(self.restored) + 1):
+        unwanted = 10 * len(self.retired) + len(self.restored)  # in a row: then everything is retired
+        while unwanted >= 0:
             index = self.progress.next_index
             self.progress.next_index += 1
-            if index in self.restored:
-                continue
-            if not self.retired or self.source.train(index).id not in self.retired:
+            if index in self.restored or (self.retired and self.source.train(index).id in self.retired):
+                unwanted -= 1
+            elif not self.curriculum or self.curriculum.accepts(self.source.train(index), index):
                 return index
         log.warning("all %d tasks are solved and retired: starting over with all of them", len(self.retired))
         self.retired.clear()
@@ -370,6 +378,8 @@ class Loop:
                 stopped = e  # the step itself is done: it is recorded first
         elapsed_s = time.monotonic() - self.started
         line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
+        if self.curriculum:
+            line["curriculum"] = self.curriculum.metrics([*out.kept, *out.filtered])
         for message in self.alarms.watch(line):
             self.display.message(message)
         sample = _sample(out.all_groups)
@@ -402,6 +412,8 @@ class Loop:
         """A complete checkpoint: weights, optimizer, position of data and queue."""
         self.progress.seconds = time.monotonic() - self.started
         self.progress.retired = sorted(self.retired)
+        if self.curriculum:
+            self.progress.curriculum = self.curriculum.to_dict()
         best = self._is_best()
         waiting = [*self.calls.values(), *(g.index for g in self.queue.queued)]
         state = {**self.progress.__dict__, "outstanding": sorted([*waiting, *self.progress.outstanding])}

@@ -1,0 +1,111 @@
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from envs.arithmetic import ArithmeticTasks
+from reasoner.curriculum import FLOOR, MEMORY, Curriculum, Pool, cell
+from reasoner.types import Group, Rollout, Task, Verdict
+
+NOTHING = np.zeros(1, np.float32)
+
+
+def group(level: float, right: int, of: int, index: int = 0, masked: int = 0) -> Group:
+    task = Task(f"t{index}", "1+1", "2", "chain", level)
+    verdicts = [Verdict.correct()] * right + [Verdict.wrong()] * (of - right) + [Verdict.error("x")] * masked
+    rollouts = [
+        Rollout(task, NOTHING, NOTHING > 0, NOTHING, NOTHING - 1, "", True, False, v) for v in verdicts
+    ]
+    return Group(task, tuple(rollouts), index)
+
+
+def test_a_pool_holds_pass_rate_and_variance_within_groups_and_forgets():
+    curriculum = Curriculum(0)
+    curriculum.update([group(1, 3, of=4), group(1, 4, of=4, masked=2, index=1)])
+    pool = curriculum.pools["chain/1"]
+    assert pool.pass_rate == pytest.approx((0.75 + 1.0) / 2)
+    assert pool.variance == pytest.approx(0.75 * 0.25 * 4 / 3), "unbiased; the solved group adds nothing"
+    assert pool.signal == pytest.approx((0.25 + 0.25) / (2 + 1) / 0.25)
+    curriculum.update([])
+    assert curriculum.pools["chain/1"].tasks == pytest.approx(2 * MEMORY)
+    assert curriculum.pools["chain/1"].pass_rate == pytest.approx(0.875), "forgetting is no change of mind"
+    assert curriculum.pools["chain/1"].signal > pool.signal, "but less certain, so worth a try"
+
+
+def test_a_mixture_of_solved_and_hopeless_tasks_has_no_signal():
+    curriculum = Curriculum(0)
+    halves = [group(1, 16 * (i % 2), of=16, index=i) for i in range(10)]
+    curriculum.update([*halves, *(group(2, 8, of=16, index=i) for i in range(10))])
+    assert curriculum.pools["chain/1"].pass_rate == curriculum.pools["chain/2"].pass_rate == 0.5
+    assert curriculum.pools["chain/1"].signal == pytest.approx(1 / 11)
+    assert curriculum.pools["chain/2"].signal == 1.0
+
+
+def test_a_group_with_one_verdict_says_nothing_about_variance():
+    curriculum = Curriculum(0)
+    curriculum.update([group(1, 1, of=1, masked=5)])
+    assert curriculum.pools == {}
+
+
+def test_tasks_are_taken_by_signal_with_a_floor_and_the_unknown_always():
+    solved, middling = Pool(100.0, 100.0, 0.0), Pool(100.0, 50.0, 25.0)
+    curriculum = Curriculum(0, {"chain/1": solved, "chain/2": middling})
+    assert curriculum.probability("chain/1") == FLOOR
+    assert curriculum.probability("chain/2") == curriculum.probability("chain/3") == 1.0
+    taken = Counter(
+        level
+        for level in (1, 2, 3)
+        for index in range(2000)
+        if curriculum.accepts(Task("t", "1+1", "2", "chain", level), index)
+    )
+    assert taken[2] == taken[3] == 2000
+    assert 140 < taken[1] < 260, "a tenth of 2000, 4.5 standard deviations either way"
+
+
+def test_where_everything_is_solved_everything_is_taken():
+    curriculum = Curriculum(0, {"chain/1": Pool(50.0, 50.0, 0.0), "chain/2": Pool(50.0, 50.0, 0.0)})
+    assert curriculum.probability("chain/1") == curriculum.probability("chain/2") == 1.0
+
+
+def test_update_does_not_depend_on_the_order_of_arrival():
+    groups = [group(1 + i % 3, i % 5, of=7, index=i) for i in range(20)]
+    first, second = Curriculum(0), Curriculum(0)
+    first.update(groups)
+    second.update(groups[::-1])
+    assert first.to_dict() == second.to_dict()
+
+
+def test_metrics_give_share_and_pass_rate_of_each_cell():
+    curriculum = Curriculum(0)
+    groups = [group(1, 4, of=4), group(2, 2, of=4, index=1), group(2, 2, of=4, index=2)]
+    curriculum.update(groups)
+    found = curriculum.metrics(groups[:1])
+    assert found["chain/1"]["share"] == 1.0 and found["chain/2"]["share"] == 0.0
+    assert found["chain/1"]["pass_rate"] == 1.0 and found["chain/2"]["pass_rate"] == 0.5
+    assert found["chain/1"]["probability"] < found["chain/2"]["probability"] == 1.0
+
+
+def test_a_resumed_run_takes_the_same_tasks():
+    from reasoner.training import Loop, Progress
+
+    def indices(loop: Loop, n: int) -> list[int]:
+        return [loop._next_index() for _ in range(n)]
+
+    def loop(progress: Progress) -> Loop:
+        made = Loop.__new__(Loop)
+        made.progress, made.restored, made.retired = progress, set(), set(progress.retired)
+        made.source = ArithmeticTasks(seed=3)
+        made.curriculum = Curriculum.from_dict(3, progress.curriculum)
+        return made
+
+    pools = {"chain/1": Pool(40.0, 40.0, 0.0), "chain/3": Pool(40.0, 20.0, 9.0)}
+    running = loop(Progress(curriculum=Curriculum(3, pools).to_dict()))
+    before = indices(running, 30)
+    saved = json.loads(json.dumps(running.curriculum.to_dict()))
+    resumed = loop(Progress(next_index=running.progress.next_index, curriculum=saved))
+    after = indices(running, 30)
+    assert indices(resumed, 30) == after
+    levels = Counter(cell(running.source.train(i)) for i in [*before, *after])
+    assert levels["chain/1"] < 6 < levels["chain/3"] + levels["chain/2"], levels
+    assert max(after) > 60, "the stream was passed over in places"
