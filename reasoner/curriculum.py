@@ -1,11 +1,11 @@
 """Which tasks of the stream are sampled: an adaptive curriculum over families and difficulties.
 
-A cell is a (family, difficulty). Each keeps a pool of what was seen of it lately: its pass rate and its signal,
-the mean variance of the rewards within a group, p(1-p) for a task with pass rate p (arXiv 2509.19803, which
-judges single tasks by it): what a group-relative gradient is made of, largest for tasks that are solved half of
-the time. A task of the stream is taken with the probability `signal / largest signal`, at least `FLOOR`; the
-others are passed over. The pools forget exponentially, towards "unknown", and what is unknown counts as full
-of signal: a cell that was rarely taken is tried again.
+A cell is a (family, difficulty). Each keeps a pool of what was seen of it lately: its pass rate and its
+signal, the mean variance of the rewards within a group, p(1-p) for a task with pass rate p (arXiv
+2509.19803, which judges single tasks by it): what a group-relative gradient is made of, largest for tasks
+that are solved half of the time. A task of the stream is taken with the probability `signal / largest
+signal`, at least `FLOOR`; the others are passed over. The pools forget exponentially, towards "unknown",
+and what is unknown counts as full of signal: a cell that was rarely taken is tried again.
 
 Deterministic: whether a task is taken depends on the seed, its position in the stream and the pools, which
 change between steps only.
