@@ -97,6 +97,7 @@ def build_batch(
         behaviour_logprobs=np.where(action_mask, behaviour, 0.0).astype(np.float32),
         advantages=np.where(action_mask, np.repeat(advantage, lengths), 0.0).astype(np.float32),
         loss_weight=np.where(action_mask, np.repeat(weights, lengths), 0.0).astype(np.float32),
+        group=np.array([c.group for c in chosen]),
     )
 
 
@@ -132,6 +133,38 @@ def split_minibatches(batch: TrainBatch, n: int) -> list[BatchPart]:
     parts = min(n, batch.num_rollouts)
     chosen = [np.sort(by_length[k::parts]) for k in range(parts)]
     return [_scaled(select_rollouts(batch, rollouts), parts) for rollouts in chosen]
+
+
+def split_prompts(batch: TrainBatch) -> list[BatchPart]:
+    """Every other prompt, and the others; the batch as it is where there are fewer than two, or unknown ones.
+
+    Prompts are taken in the order of the batch, which has nothing to do with their lengths or rewards."""
+    prompts = np.empty(0) if batch.group is None else np.unique(batch.group)
+    if batch.group is None or len(prompts) < 2:
+        return [BatchPart(batch, np.arange(batch.num_tokens))]
+    first = np.isin(batch.group, prompts[::2])  # (R,)
+    return [select_rollouts(batch, np.flatnonzero(chosen)) for chosen in (first, ~first)]
+
+
+def rank_micro_batches(batch: TrainBatch, max_tokens: int, rank: int, ranks: int) -> list[BatchPart]:
+    """The micro-batches of one of `ranks` processes, which all compute their next one at the same time.
+
+    All get the same number, and those computed at the same time have like numbers of tokens and like lengths.
+    Where rollouts do not suffice the rest are padding: a short rollout without any action."""
+    if ranks == 1:
+        return split_micro_batches(batch, max_tokens)
+    rounds = math.ceil(batch.num_tokens / (ranks * max_tokens))
+    micro = split_micro_batches(batch, math.ceil(batch.num_tokens / (ranks * rounds)))
+    shortest = int(np.argmin(np.diff(batch.cu_seqlens)))
+    idle = _without_actions(select_rollouts(batch, np.array([shortest])))
+    micro += [idle] * (-len(micro) % ranks)
+    return micro[rank::ranks]
+
+
+def _without_actions(part: BatchPart) -> BatchPart:
+    zeros = np.zeros_like(part.batch.loss_weight)
+    nothing = replace(part.batch, action_mask=zeros.astype(bool), loss_weight=zeros, advantages=zeros)
+    return BatchPart(nothing, part.token_index)
 
 
 def split_micro_batches(batch: TrainBatch, max_tokens: int) -> list[BatchPart]:
@@ -171,6 +204,7 @@ def select_rollouts(batch: TrainBatch, rollouts: np.ndarray) -> BatchPart:
         behaviour_logprobs=batch.behaviour_logprobs[index],
         advantages=batch.advantages[index],
         loss_weight=batch.loss_weight[index],
+        group=None if batch.group is None else batch.group[rollouts],
     )
     return BatchPart(part, index)
 

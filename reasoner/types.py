@@ -166,6 +166,7 @@ class TrainBatch:
     behaviour_logprobs: np.ndarray  # (N,) float32
     advantages: np.ndarray  # (N,) float32, 0 where action_mask is 0
     loss_weight: np.ndarray  # (N,) float32, 0 where action_mask is 0
+    group: np.ndarray | None = None  # (R,) int, which prompt each rollout answers; None: not known
 
     @property
     def num_rollouts(self) -> int:

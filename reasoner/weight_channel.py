@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from reasoner.adapters import exported_weights
 from reasoner.errors import ServerError
 
 if TYPE_CHECKING:
@@ -32,29 +33,30 @@ class SharedMemoryChannel:
     """
 
     def __init__(self, model: torch.nn.Module, *, repack_tied_heads: bool = True) -> None:
-        self._parameters = dict(model.named_parameters())  # a tied head is not listed twice
-        offsets, size = _layout(self._parameters.values())
+        self._weights = exported_weights(model)  # a tied head is not listed twice
+        parameters = [weight.base for weight in self._weights]
+        offsets, size = _layout(parameters)
         self._descriptor: int | None = _nameless_file(size)
         path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
         self._buffer = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
         self._views = [
             self._buffer[offset : offset + p.numel() * p.element_size()].view(p.dtype).view(p.shape)
-            for offset, p in zip(offsets, self._parameters.values(), strict=True)
+            for offset, p in zip(offsets, parameters, strict=True)
         ]
         self.init_info: dict[str, Any] = {
             "path": path,
             "size": size,
-            "names": list(self._parameters),
-            "dtypes": [str(p.dtype).removeprefix("torch.") for p in self._parameters.values()],
-            "shapes": [list(p.shape) for p in self._parameters.values()],
+            "names": [weight.name for weight in self._weights],
+            "dtypes": [str(p.dtype).removeprefix("torch.") for p in parameters],
+            "shapes": [list(p.shape) for p in parameters],
             "offsets": offsets,
             "repack_tied_heads": repack_tied_heads,
         }
 
     @torch.no_grad()
     def load(self) -> int:
-        """Copy the current parameters into the file; returns the number of bytes."""
-        gathered = [_full(p) for p in self._parameters.values()]
+        """Copy the current weights into the file, adapters merged; returns the number of bytes."""
+        gathered = [weight.merged() for weight in self._weights]
         torch._foreach_copy_(self._views, gathered)
         return sum(view.numel() * view.element_size() for view in self._views)
 
@@ -77,8 +79,8 @@ class GatherOnly:
 
     @torch.no_grad()
     def send(self) -> None:
-        for parameter in self._model.parameters():
-            _full(parameter)
+        for weight in exported_weights(self._model):
+            weight.merged()
 
     def close(self) -> None: ...
 
@@ -131,9 +133,19 @@ def vllm_trainer(
     backend: str, model: torch.nn.Module, controls: Sequence[ServerControl], *, rank: int
 ) -> _VLLMTrainer:
     """vLLM's `nccl` or `ipc` trainer engine over all servers. Not run here: needs GPUs."""
-    from vllm.distributed.weight_transfer import ModuleSource, WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+    class Exported(WeightSource):
+        """The weights as servers know them: gathered, adapters merged."""
+
+        def metadata(self) -> list[Any]:
+            return [ParamMeta(w.name, w.base.dtype, tuple(w.base.shape)) for w in exported_weights(model)]
+
+        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+            return ((weight.name, weight.merged()) for weight in exported_weights(model))
 
     world_sizes = [control.world_size() for control in controls]
     if backend == "ipc":
@@ -144,7 +156,7 @@ def vllm_trainer(
             master_address=address, master_port=port, world_size=1 + sum(world_sizes), rank=rank
         )
     engine = WeightTransferTrainerFactory.trainer_init(
-        init_info, client=_FanOutClient(controls, world_sizes), source=ModuleSource(model)
+        init_info, client=_FanOutClient(controls, world_sizes), source=Exported()
     )
     return _VLLMTrainer(engine, sum(p.numel() * p.element_size() for p in model.parameters()))
 
@@ -168,12 +180,6 @@ def _nameless_file(size: int) -> int:
         os.close(descriptor)
         raise ServerError(f"no memory for {size / 2**20:.0f} MiB of weights: {error}") from error
     return descriptor
-
-
-def _full(parameter: torch.Tensor) -> torch.Tensor:
-    """A sharded parameter gathered (a collective); any other as it is."""
-    gather = getattr(parameter, "full_tensor", None)
-    return gather() if callable(gather) else parameter
 
 
 def _rendezvous() -> tuple[str, int]:

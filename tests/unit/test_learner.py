@@ -8,76 +8,29 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Qwen3Config
+from tiny_learner import (
+    LENGTHS,
+    PROMPT,
+    V,
+    learner,
+    make_batch,
+    make_model,
+    on_policy_batch,
+    reference_logprobs,
+    token_ids,
+    weights,
+)
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from reasoner.batch import select_rollouts
 from reasoner.errors import UsageError
-from reasoner.learner import Learner, LearnerConfig, importance_metrics
-from reasoner.types import TrainBatch
-
-V = 31
-TEMPERATURE = 0.8
-LENGTHS = [6, 13, 9, 4, 21, 9]
-PROMPT = 3
+from reasoner.learner import Learner, LearnerConfig
+from reasoner.update_metrics import importance_metrics
 
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=V,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    path = tmp_path_factory.mktemp("model")
-    AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    (path / "tokenizer.json").write_text('{"kept": "as it is"}')
-    return path
-
-
-def learner(model_dir, **settings) -> Learner:
-    defaults = {"lr": 1e-2, "grad_clip": 1e9}
-    return Learner(model_dir, LearnerConfig(**{**defaults, **settings}), temperature=TEMPERATURE)
-
-
-def token_ids(seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, V, n).astype(np.int32) for n in LENGTHS]
-
-
-def make_batch(behaviour: list[np.ndarray], seed: int = 0) -> TrainBatch:
-    rng = np.random.default_rng(seed + 1)
-    ids = token_ids(seed)
-    mask = np.concatenate([np.arange(n) >= PROMPT for n in LENGTHS])
-    advantage = rng.standard_normal(len(LENGTHS))
-    return TrainBatch(
-        token_ids=np.concatenate(ids),
-        cu_seqlens=np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32),
-        action_mask=mask,
-        behaviour_logprobs=np.where(mask, np.concatenate(behaviour), 0).astype(np.float32),
-        advantages=np.where(mask, np.repeat(advantage, LENGTHS), 0).astype(np.float32),
-        loss_weight=np.where(mask, 1 / mask.sum(), 0).astype(np.float32),
-    )
-
-
-def on_policy_batch(model_dir) -> TrainBatch:
-    return make_batch(learner(model_dir).score(token_ids()))
-
-
-def weights(a: Learner) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in a.model.named_parameters()}
-
-
-def reference_logprobs(model, ids: np.ndarray, temperature: float = TEMPERATURE) -> torch.Tensor:
-    tokens = torch.from_numpy(ids).long()
-    table = torch.log_softmax(model(tokens[None]).logits[0] / temperature, -1)
-    return torch.cat([torch.zeros(1), table[:-1].gather(1, tokens[1:, None]).squeeze(1)])
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 def test_score_equals_transformers_in_any_micro_batch(model_dir):
@@ -110,6 +63,23 @@ def test_update_is_the_gradient_of_the_formula(model_dir):
             clear = grads[name].abs() > 1e-5
             step = (after - before[name])[clear]
             torch.testing.assert_close(step, -1e-2 * grads[name][clear].sign(), atol=2e-5, rtol=0)
+
+
+def test_the_noise_scale_comes_from_the_gradients_of_every_other_prompt(model_dir):
+    batch = on_policy_batch(model_dir)  # prompts 0, 1, 2: the first half is 0 and 2, 49 - 12 of 49 - 9 tokens
+    squares = []
+    for chosen in (np.array([0, 1, 4, 5]), np.arange(6)):
+        part = select_rollouts(batch, chosen).batch
+        mean = replace(part, loss_weight=part.loss_weight / part.loss_weight.sum(), group=None)
+        squares.append(learner(model_dir).update(mean).metrics["grad_norm"] ** 2)
+    small, big = squares
+    trained = learner(model_dir)
+    metrics = trained.update(batch).metrics
+    assert trained.noise.signal == pytest.approx((3 * big - 2 * small) / (3 - 2), rel=1e-4)
+    assert trained.noise.noise == pytest.approx((small - big) / (1 / 2 - 1 / 3), rel=1e-4)
+    expected = trained.noise.noise / trained.noise.signal
+    assert metrics["grad_noise_scale"] == pytest.approx(expected) or min(trained.noise.signal, expected) < 0
+    assert np.isnan(learner(model_dir).update(replace(batch, group=None)).metrics["grad_noise_scale"])
 
 
 def test_on_policy_metrics_and_planted_faults(model_dir):
