@@ -31,14 +31,25 @@ ENVIRONMENT = (
     "ONEDNN_MAX_CPU_ISA",
 )
 #: The modules an update goes through.
-CODE = ("advantages", "batch", "kernels", "learner", "logprobs", "losses", "packed", "update")
+CODE = (
+    "adapters",
+    "advantages",
+    "batch",
+    "kernels",
+    "learner",
+    "logprobs",
+    "losses",
+    "packed",
+    "policy",
+    "ranks",
+    "update",
+)
 
 
 def fingerprint(learner: Any) -> dict[str, Any]:
     """Of this process with `learner` (a `reasoner.learner.Learner`) in it; JSON types only."""
     import torch
 
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     on_gpu = learner.device.type == "cuda"
     config = learner.config
     return {
@@ -46,7 +57,7 @@ def fingerprint(learner: Any) -> dict[str, Any]:
         "processor": _processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "ranks": torch.distributed.get_world_size() if distributed else 1,
+        "ranks": learner.ranks.size,
         "dtype": config.dtype,
         "attention": learner.model.config._attn_implementation,
         "minibatches": config.minibatches,

@@ -216,7 +216,11 @@ class Recomputation:
         if step not in self._hashes:
             return
         self._learner.save(self._folder / "now")
-        files = {name: sha for name, sha in self._hashes[step].items() if name.endswith(".safetensors")}
+        files = {  # of the model; those of the optimizer are in trainer/
+            name: sha
+            for name, sha in self._hashes[step].items()
+            if name.endswith(".safetensors") and "/" not in name
+        }
         if all(
             (self._folder / "now" / name).is_file() and file_sha256(self._folder / "now" / name) == sha
             for name, sha in files.items()
