@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -23,6 +24,11 @@ SPLITS = ("held_out", "ood")
 #: What stands before the options of a spec → the function `(spec, seed)` that makes the source.
 SOURCES = {
     "arithmetic": "envs.arithmetic:from_spec",
+    "countdown": "envs.countdown:CountdownTasks.from_spec",
+    "linear": "envs.equations:LinearTasks.from_spec",
+    "systems": "envs.equations:SystemTasks.from_spec",
+    "calculus": "envs.calculus:CalculusTasks.from_spec",
+    "number_theory": "envs.number_theory:NumberTheoryTasks.from_spec",
     "rg": "envs.reasoning_gym:from_spec",
 }
 _FIELDS = ("prompt", "reference", "id", "family", "difficulty", "split", "metadata")
@@ -227,7 +233,7 @@ def _load_one(text: str, seed: int) -> TaskSource:
     family = spec.head.partition(":")[0]
     if family in SOURCES:
         home, _, factory = SOURCES[family].partition(":")
-        return getattr(importlib.import_module(home), factory)(spec, seed)
+        return attrgetter(factory)(importlib.import_module(home))(spec, seed)
     module, _, attribute = text.partition(":")
     if attribute and module.replace(".", "").replace("_", "").isalnum():
         return _imported(module, attribute, text, seed)

@@ -28,6 +28,8 @@ ENTRY_POINT_GROUP = "reasoner.verifiers"
 BUILT_IN = {
     "math": "verifiers.math:MathVerifier",
     "auto": "verifiers.by_task:ByTask",
+    "countdown": "verifiers.countdown:CountdownVerifier",
+    "antiderivative": "verifiers.antiderivative:AntiderivativeVerifier",
     "reasoning_gym": "verifiers.reasoning_gym:ReasoningGymVerifier",
 }
 
