@@ -28,7 +28,7 @@ def test_gold_is_right_and_a_changed_number_is_not(name):
     tasks = [source.train(i) for i in range(40)] + source.split("held_out", 8) + source.split("ood", 4)
     for task in tasks:
         assert judge.verify(boxed(task.reference), task).is_correct, task
-        wrong = judge.verify(boxed(f"x + 7 + {task.reference}"), task)
+        wrong = judge.verify(boxed(f"{task.reference} + 999 x"), task)
         assert wrong.status in ("wrong", "unparsed"), (task, wrong)
     check_env(SingleTurnEnv(draw=source.train), skip_render_check=True)
 
