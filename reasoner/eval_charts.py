@@ -20,6 +20,13 @@ WIDTH, HEIGHT = 420, 262
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 40
 _MAX_TICKS = 9
 
+#: (key in eval.json, key of its interval, label, colour, oracle?) in drawing order.
+METRICS = (
+    ("pass@k", "pass@{}", "pass@k (oracle)", "s1", True),
+    ("best_of_k", "best_of_{}", "best of k", "s3", False),
+    ("weighted_maj@k", "weighted_maj@{}", "weighted majority", "s2", False),
+    ("maj@k", "maj@{}", "majority (maj@k)", "s0", False),
+)
 Style = Literal["oracle", "deployable", "reference", "histogram"]
 
 STYLE = (

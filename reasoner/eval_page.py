@@ -19,17 +19,10 @@ from markupsafe import Markup
 from reasoner.charts import STYLE as COLOURS
 from reasoner.curves import get
 from reasoner.durable import write_atomically
-from reasoner.eval_charts import STYLE, Line, Plot, Point, render, short
+from reasoner.eval_charts import METRICS, STYLE, Line, Plot, Point, render, short
 from reasoner.eval_samples import explorer, read_samples
 from reasoner.eval_sections import Table, budgets, exchange, sample_figures
 
-#: (key in eval.json, key of its interval, label, colour, oracle?) in drawing order.
-METRICS = (
-    ("pass@k", "pass@{}", "pass@k (oracle)", "s1", True),
-    ("best_of_k", "best_of_{}", "best of k", "s3", False),
-    ("weighted_maj@k", "weighted_maj@{}", "weighted majority", "s2", False),
-    ("maj@k", "maj@{}", "majority (maj@k)", "s0", False),
-)
 _SPLITS = {"held_out": "held-out", "ood": "out of distribution"}
 
 

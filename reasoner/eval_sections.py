@@ -141,11 +141,16 @@ def exchange(rate: Mapping[str, Any] | None) -> list[Exchange]:
     return found
 
 
+def spread_targets(targets: Sequence[Mapping[str, Any]], most: int = _MAX_LEVELS) -> list[Mapping[str, Any]]:
+    """At most `most` of the targets that some checkpoint reaches, evenly spread, both ends among them."""
+    reached = [t for t in targets if any(c["flops_per_query"] is not None for c in t["checkpoints"])]
+    count = min(most, len(reached))
+    return [reached[round(i * (len(reached) - 1) / max(1, count - 1))] for i in range(count)]
+
+
 def _iso_figure(targets: Sequence[Mapping[str, Any]], kind: str) -> Markup:
     """A line of equal accuracy a target: training FLOPs against FLOPs a query."""
-    reached = [t for t in targets if any(c["flops_per_query"] is not None for c in t["checkpoints"])]
-    count = min(_MAX_LEVELS, len(reached))
-    chosen = [reached[round(i * (len(reached) - 1) / max(1, count - 1))] for i in range(count)]
+    chosen = spread_targets(targets)
     style: Style = "oracle" if kind == "oracle" else "deployable"
     lines = []
     for i, target in enumerate(chosen):
@@ -154,7 +159,7 @@ def _iso_figure(targets: Sequence[Mapping[str, Any]], kind: str) -> Markup:
             if c["flops_per_query"] is not None:
                 note = f"{c['checkpoint']}, {c['samples']:.3g} samples"
                 points.append(Point(c["train_flops"], c["flops_per_query"], note=note))
-        colour = f"o{i * _MAX_LEVELS // count}"
+        colour = f"o{i * _MAX_LEVELS // len(chosen)}"
         lines.append(Line(f"{target['accuracy']:.2f}", tuple(points), colour, style))
     what = "majority votes" if kind == "deployable" else "pass@k, oracle"
     return render(
@@ -193,7 +198,7 @@ def _break_even(targets: Sequence[Mapping[str, Any]]) -> Table:
         "FLOPs a query",
         f"samples, {last}",
         "FLOPs a query",
-        "training pays after … queries",
+        "pays after (queries)",
     )
     extra = short(names[-1]["extra_train_flops"])
     return Table(head, tuple(rows), f"Training from {first} to {last} took {extra} FLOPs. –: out of reach.")
@@ -209,7 +214,7 @@ def _pays(first: Mapping[str, Any], last: Mapping[str, Any]) -> str:
 
 def _equal(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
-        ("samples", "accuracy", "FLOPs a query", "equal training FLOPs", "pays after … queries"),
+        ("samples", "accuracy", "FLOPs a query", "equal training FLOPs", "pays after (queries)"),
         tuple(
             (
                 f"{r['samples']:g}",
@@ -262,5 +267,5 @@ def sample_figures(problems: Sequence[Problem]) -> list[Markup]:
         marks = [Point(float(a), float(h), note=f"{a}–{b - 1} tokens") for a, b, h in ends]
         marks.append(replace(marks[-1], x=float(edges[-1])))
         lengths.append(Line(name, tuple(marks), colour, "histogram"))
-    plots.append(Plot("Length of the samples", tuple(lengths), "tokens", "share of samples"))
+    plots.append(Plot("Length of the samples", tuple(lengths), "tokens", "share of samples", y_range=(0, 0)))
     return [figure for plot in plots if (figure := render(plot))]

@@ -55,7 +55,7 @@ function sampleBox(sample) {
   const box = element("div", "sample");
   box.append(element("span", `status ${sample.status === "correct" ? "correct" : "other"}`, sample.status ?? "not graded"));
   const facts = [` sample ${sample.first}`, `${sample.tokens} tokens`];
-  if (sample.count > 1) facts.push(`the same text ${sample.count} times`);
+  if (sample.count > 1) facts.push(`${sample.count} of all samples say the same`);
   if (sample.key !== null) facts.push(`answer ${sample.key}`);
   if (sample.truncated) facts.push("cut off");
   if (sample.point) facts.push(sample.point);

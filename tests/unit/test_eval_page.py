@@ -12,7 +12,9 @@ from reasoner.errors import ReasonerError
 from reasoner.eval_charts import Line, Plot, Point, render, short
 from reasoner.eval_page import write_eval_page
 from reasoner.eval_samples import calibration, explorer, length_histogram, read_samples
+from reasoner.eval_sections import spread_targets
 from reasoner.exchange import CheckpointCurves, exchange_rate
+from reasoner.plots import scaling_figure, write_plots
 from reasoner.scaling import scaling_table
 
 
@@ -220,3 +222,34 @@ def test_short_numbers():
     shown = {0: "0", 0.25: "0.25", 320: "320", 1234: "1234", 12800: "12.8k", 3.1e12: "3.1e12", 2e9: "2e9"}
     assert {value: short(value) for value in shown} == shown
     assert short(np.float64(9e13)) == "9e13"
+
+
+def test_plots_are_written_for_what_there_is(tmp_path, result):
+    written = write_plots(result, tmp_path / "plots")
+    names = {p.name for p in written}
+    assert names == {
+        f"{name}.{form}"
+        for name in ("scaling_held_out", "budgets_held_out", "exchange_rate")
+        for form in ("png", "svg")
+    }
+    assert (tmp_path / "plots" / "exchange_rate.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "plots" / "scaling_held_out.svg").read_text()
+    assert write_plots({}, tmp_path / "none") == []
+
+
+def test_plots_draw_the_oracle_dashed_and_hollow(result):
+    axis = scaling_figure("held_out", result["splits"]["held_out"]).axes[0]
+    lines = {line.get_label(): line for line in axis.lines}
+    assert lines["pass@k (oracle)"].get_linestyle() == "--"
+    assert lines["pass@k (oracle)"].get_markerfacecolor() == "none"
+    assert lines["majority (maj@k)"].get_linestyle() == "-"
+    assert list(lines["majority (maj@k)"].get_xdata()) == [1, 2, 3]
+
+
+def test_spread_targets_keeps_the_ends_and_skips_what_nobody_reaches():
+    def target(accuracy, reached=True):
+        return {"accuracy": accuracy, "checkpoints": [{"flops_per_query": 1.0 if reached else None}]}
+
+    targets = [target(a / 10) for a in range(1, 9)] + [target(0.9, reached=False)]
+    assert [t["accuracy"] for t in spread_targets(targets, 3)] == [0.1, 0.5, 0.8]
+    assert spread_targets([targets[-1]]) == []
