@@ -143,12 +143,12 @@ class Loop:
             version=self.progress.policy_version,
             trained=self.progress.policy_version * config.rollout.groups_per_step,
         )
+        self.replaced: list[Group] = []  # since the last step, when they are replaced
         self.restored: set[int] = set()  # groups the journal brought back: not to be sampled again
         if run.resumed:
             self._restore_queue()
         self.dispatcher = processes.dispatcher
         self.calls: dict[int, int] = {}  # the ticket of a running group → its index in the stream
-        self.replaced: list[Group] = []  # since the last step, when they are replaced
         self.idle_steps = 0
         self.alarms = Alarms(read_metrics(run.path))
         self.last_evaluation = (-1, -1.0)  # step, held-out pass@1
@@ -306,14 +306,18 @@ class Loop:
         group = result.group
         self.last_verify_seconds = result.verify_seconds
         self._retire(group)
-        replace = (
+        replace = self._is_replaced(group)
+        self.queue.finish(ticket, group, keep=not replace)
+        if replace:
+            self.replaced.append(group)
+
+    def _is_replaced(self, group: Group) -> bool:
+        """Whether another group is sampled in place of this one, which carries no signal."""
+        return (
             self.config.learner.zero_variance == "top_up"
             and len(self.replaced) < MAX_REPLACED * self.config.rollout.groups_per_step
             and bool(select_groups([group], self.config)[1])
         )
-        self.queue.finish(ticket, group, keep=not replace)
-        if replace:
-            self.replaced.append(group)
 
     def _retire(self, group: Group) -> None:
         passed = [
@@ -446,7 +450,9 @@ class Loop:
         """What the journal holds is queued again; what was being sampled is sampled anew."""
         groups = self.journal.resume(self.progress.step, self.progress.policy_version)
         self.restored = {g.index for g in groups}
-        self.queue.queued.extend(groups)
+        for group in groups:
+            self._retire(group)
+            (self.replaced if self._is_replaced(group) else self.queue.queued).append(group)
 
     # ------------------------------------------------------------------ small print
 
