@@ -63,6 +63,11 @@ class TaskSource(Protocol):
         """A new environment for one episode on `task`, with the prompt as the task has it."""
 
 
+def splits_of(source: TaskSource) -> tuple[str, ...]:
+    """The names of a source's evaluation splits: its `eval_splits`, else held_out and ood."""
+    return tuple(getattr(source, "eval_splits", SPLITS))
+
+
 def render_prompt(prompt: str | tuple[Mapping[str, str], ...], template: str) -> str:
     """The prompt as text in a template with `{prompt}`. UsageError for chat messages and bad templates."""
     if not isinstance(prompt, str):
@@ -84,6 +89,13 @@ def source_of(source: TaskSource, task: Task) -> TaskSource:
     """Where a task comes from: the member of a mixture, else the source itself."""
     member = getattr(source, "member", None)
     return source if member is None else source_of(member(task), task)
+
+
+def chat_messages(task: Task, observation: str, source: TaskSource) -> list[dict[str, str]]:
+    """The first observation of a task as chat messages: the task's own, or its text in the chat template."""
+    if not isinstance(task.prompt, str):
+        return [dict(message) for message in task.prompt]
+    return [{"role": "user", "content": render_prompt(observation, source.chat_template)}]
 
 
 class SingleTurnTasks:

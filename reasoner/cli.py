@@ -275,59 +275,47 @@ def doctor() -> None:
 @command(
     name="eval",
     epilog=examples(
-        "reasoner eval runs/first --samples 16", "reasoner eval embedded --tasks arithmetic --json eval.json"
+        "reasoner eval runs/first --samples 64",
+        "reasoner eval runs/first --samples 256          # only the difference is sampled",
+        "reasoner eval embedded --samples 16 --budgets 8,16,32 --json eval.json",
+        "reasoner eval smollm2 --tasks gsm8k --problems 50 --max-tokens 256",
+        "reasoner eval --endpoint http://localhost:8000/v1 --model NAME --tasks mine.jsonl",
     ),
 )
-@click.argument("model")
-@click.option("--tasks", help="Task source. [the run's, else arithmetic]")
+@click.argument("model", required=False)
+@click.option("--tasks", help="Task source, or a standard task. [the run's, else arithmetic]")
 @click.option("--samples", type=click.IntRange(1), help="Samples of each problem. [the run's, else 2]")
 @click.option("--problems", type=click.IntRange(1), help="Problems of each split. [the run's, else 256]")
-@click.option("--max-tokens", type=click.IntRange(1), help="Thinking budget, tokens. [the run's, else 128]")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), help="Longest completion, tokens. [the run's, else 128]"
+)
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[the run's, else 1]")
+@click.option("--template", help="auto, base, chat, or a text with {prompt}. [the run's, else auto]")
 @click.option("--verifier", help="math, or module:attribute. [the run's, else math]")
+@click.option("--scorer", help="A verifier whose reward ranks samples in best-of-k. [their mean logprob]")
 @click.option("--seed", type=click.IntRange(0), help="[the run's, else 0]")
-@click.option("--json", "out", type=click.Path(path_type=Path), help="Write eval.json here.")
-def evaluate(model: str, out: Path | None, **options: Any) -> None:
-    """Evaluate a model, checkpoint or run: pass@k on held-out and out-of-distribution problems.
+@click.option("--budgets", help="Also cut thinking at these numbers of tokens and force an answer: 32,64.")
+@click.option("--force-text", help="What makes the model answer at a budget. [by the template]")
+@click.option("--extend", metavar="TEXT", help='Make it think on with this when it ends, such as "Wait".')
+@click.option("--extend-times", default=1, show_default=True, type=click.IntRange(1), help="How often.")
+@click.option("--endpoint", metavar="URL", help="Evaluate what an OpenAI-compatible server serves.")
+@click.option("--model", "served", metavar="NAME", help="The name under which it is served.")
+@click.option("--key-variable", default="OPENAI_API_KEY", show_default=True, help="Holds the endpoint's key.")
+@click.option(
+    "--concurrency", default=64, show_default=True, type=click.IntRange(1), help="Requests at once."
+)
+@click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens.")
+@click.option("--price-out", type=click.FloatRange(0), help="Of a million completion tokens.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write eval.json here as well.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the evaluation. [chosen]")
+def evaluate(**options: Any) -> None:
+    """Evaluate a model, checkpoint, run or endpoint with many samples, and say what they are worth.
 
-    A run is evaluated as it was trained (tasks, template, verifier, budget) unless an option differs."""
-    import json
+    A run is evaluated as it was trained (tasks, template, verifier, budget) unless an option differs.
+    Every finished sample is kept: the same command goes on where it was interrupted."""
+    from reasoner.evaluation.command import run
 
-    from reasoner.config import load_config
-    from reasoner.run import is_run, reopen
-
-    if out and not out.absolute().parent.is_dir():
-        raise UsageError(f"--json {out}: there is no directory {out.absolute().parent}")
-    keys = {
-        "tasks": "tasks.source",
-        "samples": "eval.samples",
-        "problems": "eval.problems",
-        "max_tokens": "rollout.max_tokens",
-        "temperature": "rollout.temperature",
-        "verifier": "verifier.name",
-        "seed": "seed",
-    }
-    given = {keys[name]: value for name, value in options.items() if value is not None}
-    given |= {"model": model, "server.addresses": ()}
-    config = reopen(model, given)[1] if is_run(model) else load_config(None, given)
-    if config.verifier.name.startswith("<"):
-        raise UsageError(
-            f"this run was trained from Python with the verifier {config.verifier.name}: "
-            "name one with --verifier math or --verifier module:attribute"
-        )
-    click.echo(f"tasks {config.tasks.source}, verifier {config.verifier.name}", err=True)
-    from reasoner.evaluation import evaluate as run_evaluation
-
-    result = run_evaluation(config, progress=lambda text: click.echo(text, err=True))
-    for name, split in result["splits"].items():
-        curve = "  ".join(f"pass@{k} {value:.3f}" for k, value in split["pass@k"].items())
-        low, high = split["ci95"]["pass@1"]
-        click.echo(
-            f"{name:9} {curve}  (pass@1 95 % [{low:.3f}, {high:.3f}], {split['problems']} problems, "
-            f"{split['response_tokens_mean']:.1f} tokens)"
-        )
-    if out:
-        out.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    run(**options)
 
 
 if __name__ == "__main__":

@@ -300,7 +300,7 @@ def server_launchers(
     """One launcher a replica."""
     if config.server.addresses:
         return [ExternalLauncher(sampler) for sampler in _external_samplers(config, model)]
-    server = _server_config(config, model)
+    server = server_config(config, model)
     return [ServerLauncher(f"server-{i}", server, log_dir) for i in range(config.server.replicas)]
 
 
@@ -353,7 +353,8 @@ def _on_gpu(config: Config) -> bool:
     )
 
 
-def _server_config(config: Config, model: ModelSource) -> ServerConfig:
+def server_config(config: Config, model: ModelSource) -> ServerConfig:
+    """How one replica of `config.server` is started. Needs a running Ray."""
     server = config.server
     device = "cuda" if _on_gpu(config) else "cpu"
     return ServerConfig(

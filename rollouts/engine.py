@@ -42,6 +42,7 @@ class _Batch:
     future: Future[list[Any]]
     results: list[Any]
     missing: int
+    on_result: Callable[[int, Completion], None] | None = None  # then every prompt brings a seed of its own
 
 
 @dataclass(eq=False, slots=True)
@@ -80,6 +81,8 @@ class EngineLoop:
         self.failure: str | None = None  # why the server does not serve; a resume clears it
         self.dead: str | None = None  # why it never will again
         self.tokens_generated = 0
+        self.prompt_tokens = 0  # of all requests, as vLLM counts them
+        self.cached_prompt_tokens = 0  # of those, found in the prefix cache instead of computed
         self.busy_s = 0.0
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
         self._thread.start()
@@ -88,17 +91,27 @@ class EngineLoop:
 
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> Future[list[Completion]]:
         """One completion a prompt, in order. Fails with ServerError when the engine dies or is rejected."""
-        return self._submit(prompts, params, scoring=False)
+        return self._submit(prompts, [params] * len(prompts), scoring=False)
+
+    def generate_each(
+        self,
+        prompts: Sequence[list[int]],
+        params: Sequence[SamplingParams],
+        on_result: Callable[[int, Completion], None],
+    ) -> Future[list[Completion]]:
+        """One completion a prompt, each with its own parameters; `on_result(position, completion)` is called
+        on the engine's thread as each one finishes. A seed is used as it is, wherever the prompt stands."""
+        return self._submit(prompts, params, scoring=False, on_result=on_result)
 
     def score(self, sequences: Sequence[list[int]], temperature: float) -> Future[list[np.ndarray]]:
         """Teacher-forced logprobs (T,) of each sequence; entry 0 is 0. Also answered while paused."""
         params = SamplingParams(max_tokens=1, temperature=temperature)
-        return self._submit(sequences, params, scoring=True)
+        return self._submit(sequences, [params] * len(sequences), scoring=True)
 
     def sample_one(self, sequences: Sequence[list[int]], temperature: float) -> Future[list[Completion]]:
         """One sampled token after each sequence, on the ordinary path; also answered while paused."""
         params = SamplingParams(max_tokens=1, temperature=temperature)
-        return self._submit(sequences, params, scoring=False, even_paused=True)
+        return self._submit(sequences, [params] * len(sequences), scoring=False, even_paused=True)
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Run `function` on the engine thread, between two steps."""
@@ -170,17 +183,21 @@ class EngineLoop:
     def _submit(
         self,
         prompts: Sequence[list[int]],
-        params: SamplingParams,
+        params: Sequence[SamplingParams],
         *,
         scoring: bool,
         even_paused: bool = False,
+        on_result: Callable[[int, Completion], None] | None = None,
     ) -> Future[list[Any]]:
         future: Future[list[Any]] = Future()
         if not prompts:
             future.set_result([])
             return future
-        batch = _Batch(future, [None] * len(prompts), len(prompts))
-        requests = [_Request(batch, i, list(p), params, scoring=scoring) for i, p in enumerate(prompts)]
+        batch = _Batch(future, [None] * len(prompts), len(prompts), on_result)
+        requests = [
+            _Request(batch, i, list(prompt), own, scoring=scoring)
+            for i, (prompt, own) in enumerate(zip(prompts, params, strict=True))
+        ]
 
         def admit() -> None:
             try:
@@ -228,7 +245,8 @@ class EngineLoop:
         params, done = request.params, len(request.tokens)
         seed = params.seed
         if seed is not None:  # every prompt, and every continuation after a pause, draws its own numbers
-            seed = int(np.random.SeedSequence((seed, request.index, done)).generate_state(1)[0])
+            position = 0 if request.batch.on_result else request.index
+            seed = int(np.random.SeedSequence((seed, position, done)).generate_state(1)[0])
         prompt_logprobs = None
         if request.scoring:  # vLLM scores prompts before temperature: then the whole row is needed
             prompt_logprobs = 0 if params.temperature == 1.0 else -1
@@ -254,6 +272,9 @@ class EngineLoop:
             request.prompt_logprobs = _prompt_logprobs(output, request.params.temperature)
         if output.new_logprobs is not None:
             request.logprobs.extend(output.new_logprobs.logprobs[:, 0].tolist())
+        if output.prefill_stats is not None:
+            self.prompt_tokens += output.prefill_stats.num_prompt_tokens
+            self.cached_prompt_tokens += output.prefill_stats.num_cached_tokens
         request.tokens.extend(output.new_token_ids)
         self.tokens_generated += len(output.new_token_ids)
         reason = output.finish_reason
@@ -277,7 +298,9 @@ class EngineLoop:
         if reason not in ("stop", "length"):
             self._fail(batch, ServerError(f"the vLLM engine ended a request with {reason!r}"))
             return
-        batch.results[request.index] = _result(request, reason)
+        batch.results[request.index] = result = _result(request, reason)
+        if batch.on_result is not None and isinstance(result, Completion):
+            batch.on_result(request.index, result)
         batch.missing -= 1
         if batch.missing == 0 and not batch.future.done():
             batch.future.set_result(batch.results)

@@ -7,7 +7,7 @@ out; nothing is ever re-tokenised. Behaviour logprobs are those of the distribut
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -59,6 +59,18 @@ class RaySampler:
     async def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
         packed = await _answer(self.actor.generate.remote(pack_sequences(prompts), params))
         return packed.unpack()
+
+    async def generate_each(
+        self, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
+    ) -> AsyncIterator[tuple[int, Completion]]:
+        """(position, completion) of every prompt as it finishes, each sampled with its own parameters."""
+        stream = self.actor.generate_each.options(num_returns="streaming").remote(
+            pack_sequences(prompts), list(params)
+        )
+        async for reference in stream:
+            positions, packed = await _answer(reference)
+            for position, completion in zip(positions.tolist(), packed.unpack(), strict=True):
+                yield position, completion
 
     async def score(self, token_ids: Sequence[Sequence[int]], temperature: float = 1.0) -> list[np.ndarray]:
         return await _answer(self.actor.score.remote(pack_sequences(token_ids), temperature))

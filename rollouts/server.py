@@ -14,7 +14,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ import numpy as np
 import ray
 
 from reasoner.errors import ServerError, ServerLost, UsageError
-from reasoner.types import SamplingParams
+from reasoner.types import Completion, SamplingParams
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
 from rollouts.vllm_core import ServerConfig, set_environment, start_core, stop_token_ids
 
 LOG_TAIL_LINES = 15
+STREAM_S = 0.1  # how often finished completions leave `generate_each`
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class ServerStats:
     running: int  # requests in the engine
     held: int  # requests waiting for a resume
     tokens_generated: int
+    prompt_tokens: int  # as vLLM counts them
+    cached_prompt_tokens: int  # of those, found in the prefix cache
     busy_s: float  # time spent in engine steps
     startup_s: float
 
@@ -78,6 +82,29 @@ class VLLMServer:
             self._engine.abort(future)
             raise
         return pack_completions(completions)
+
+    async def generate_each(
+        self, prompts: PackedSequences, params: Sequence[SamplingParams]
+    ) -> AsyncIterator[tuple[np.ndarray, PackedCompletions]]:
+        """One completion a prompt, each with its own parameters, as they finish: (positions (n,), their
+        completions), some times a second. A seed is used as it is. Raises UsageError like `generate`."""
+        sequences = prompts.unpack()
+        for sequence, own in zip(sequences, params, strict=True):
+            self._check([sequence], own.max_tokens)
+        finished: deque[tuple[int, Completion]] = deque()
+        future = self._engine.generate_each(sequences, params, lambda *result: finished.append(result))
+        waiting = asyncio.wrap_future(future)
+        try:
+            while not waiting.done() or finished:
+                await asyncio.wait([waiting], timeout=STREAM_S)
+                batch = [finished.popleft() for _ in range(len(finished))]
+                if batch:
+                    positions = np.array([position for position, _ in batch], np.int32)
+                    yield positions, pack_completions([completion for _, completion in batch])
+            await waiting
+        finally:
+            if not future.done():
+                self._engine.abort(future)
 
     async def score(self, sequences: PackedSequences, temperature: float) -> list[np.ndarray]:
         """Teacher-forced logprobs (T,) of each sequence at `temperature`, entry 0 is 0."""
@@ -120,6 +147,8 @@ class VLLMServer:
             running=engine.num_running,
             held=engine.num_held,
             tokens_generated=engine.tokens_generated,
+            prompt_tokens=engine.prompt_tokens,
+            cached_prompt_tokens=engine.cached_prompt_tokens,
             busy_s=engine.busy_s,
             startup_s=self._startup_s,
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.tasks import TaskSource, render_prompt, source_of
+from envs.tasks import TaskSource, chat_messages, render_prompt, source_of
 from reasoner.errors import ServerError
 from reasoner.types import NO_VERSION, Completion, Group, Rollout, SamplingParams, Task
 from rollouts.sampler import Sampler
@@ -112,10 +112,23 @@ class RolloutWorker:
         """`group_size` verified rollouts of every task, all from this one server (prefix cache).
 
         Raises ServerError when the server fails or a prompt does not fit the context."""
+        groups = await self.sample(tasks, group_size, params, first_index, sampler)
+        verified = await asyncio.gather(*(self._verify(group) for group in groups))
+        return [GroupResult(group, seconds) for group, seconds in verified]
+
+    async def sample(
+        self,
+        tasks: Sequence[Task],
+        group_size: int,
+        params: SamplingParams,
+        first_index: int,
+        sampler: Sampler,
+    ) -> list[Group]:
+        """`run` without the verdicts."""
         episodes = [self._begin(task) for task in tasks for _ in range(group_size)]
         while live := [e for e in episodes if not e.done]:
             await self._turn(sampler, live, params)
-        groups = [
+        return [
             Group(
                 task,
                 tuple(e.rollout() for e in episodes[i * group_size : (i + 1) * group_size]),
@@ -123,8 +136,6 @@ class RolloutWorker:
             )
             for i, task in enumerate(tasks)
         ]
-        verified = await asyncio.gather(*(self._verify(group) for group in groups))
-        return [GroupResult(group, seconds) for group, seconds in verified]
 
     def _begin(self, task: Task) -> _Episode:
         env = self.source.env(task)
@@ -135,11 +146,7 @@ class RolloutWorker:
         """The first observation as tokens: through the chat template, or as text for a base model."""
         source = source_of(self.source, task)
         if self.template == "chat":
-            messages = (
-                [{"role": "user", "content": render_prompt(observation, source.chat_template)}]
-                if isinstance(task.prompt, str)
-                else list(task.prompt)
-            )
+            messages = chat_messages(task, observation, source)
             return list(
                 self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             )

@@ -44,7 +44,7 @@ _BOOT = (
 
 @dataclass(frozen=True)
 class _Job:
-    kind: str  # "verify" | "explain" | "answer_keys"
+    kind: str  # "verify" | "explain" | "answer_keys" | "candidates"
     completions: list[str]
     task: Task | list[Task]  # one for all, or one each
     future: Future[list[Any]]
@@ -193,9 +193,15 @@ class VerifierPool:
         kind = "explain" if explain else "verify"
         return self._submit(kind, [completion for completion, _ in pairs], [task for _, task in pairs])
 
-    def answer_keys(self, completions: Sequence[str], task: Task) -> list[str | None]:
-        """For majority votes: the class of each completion's answer, None where there is none."""
+    def answer_keys(self, completions: Sequence[str], task: Task | list[Task]) -> list[str | None]:
+        """For majority votes: the class of each completion's answer, None where there is none. `task` is one
+        for all, or one each."""
         return self._submit("answer_keys", completions, task).result()
+
+    def candidates(self, completions: Sequence[str], task: Task | list[Task]) -> list[list[str]]:
+        """Every answer each completion states on its way, in order of appearance."""
+        found = self._submit("candidates", completions, task).result()
+        return [json.loads(texts) if texts else [] for texts in found]
 
     @property
     def pids(self) -> list[int]:
@@ -324,7 +330,7 @@ class VerifierPool:
 
 
 def _failed(kind: str, verdict: Verdict) -> Verdict | None:
-    return None if kind == "answer_keys" else verdict
+    return None if kind in ("answer_keys", "candidates") else verdict
 
 
 def _message(kind: str, task: Any, completions: list[str]) -> bytes:

@@ -88,8 +88,8 @@ class Worker:
                 kind, task, completions = pickle.loads(self.connection.recv_bytes())
             except EOFError:
                 return
-            if kind == "answer_keys":
-                self.answer_keys(completions, task)
+            if kind in ("answer_keys", "candidates"):
+                self.texts(kind, completions, task)
             elif self.whole_group():
                 self.group(completions, task)
             else:
@@ -149,12 +149,16 @@ class Worker:
         for index, verdict in enumerate(verdicts):
             self.send("verdict", index, verdict, seconds)
 
-    def answer_keys(self, completions: list[str], task: Any) -> None:
-        tasks = _tasks(task, completions)
-        for index, (completion, own) in enumerate(zip(completions, tasks, strict=True)):
-            key = self.guarded(lambda c=completion, t=own: self.verifier.answer_key(c, t))
-            key = None if isinstance(key, Verdict) or key is None else str(key)
-            self.send("key", index, Verdict("correct", 1.0, key), 0.0)
+    def texts(self, kind: str, completions: list[str], task: Any) -> None:
+        """The answer key, or the candidates as JSON, of each completion; None when there is none."""
+        for index, (completion, own) in enumerate(zip(completions, _tasks(task, completions), strict=True)):
+            read = self.verifier.answer_key if kind == "answer_keys" else self.candidates
+            text = self.guarded(lambda c=completion, t=own, r=read: r(c, t))
+            text = None if isinstance(text, Verdict) or text is None else str(text)
+            self.send("key", index, Verdict("correct", 1.0, text), 0.0)
+
+    def candidates(self, completion: str, task: Task) -> str:
+        return json.dumps([str(answer) for answer in self.verifier.candidates(completion)])
 
     def send(self, kind: str, index: int, verdict: Any, seconds: float) -> None:
         if not isinstance(verdict, Verdict):

@@ -1,9 +1,7 @@
-from itertools import combinations
-
 import numpy as np
-import pytest
 
-from reasoner.evaluation import pass_at_k, style, summarise
+from reasoner.evaluation import summarise
+from reasoner.evaluation.splits import style
 from reasoner.flops import FlopCounter
 from reasoner.types import Group, Rollout, Task, Verdict
 
@@ -13,22 +11,6 @@ def rollout(completion, verdict, difficulty=1.0):
     task = Task("t", "p", "2", difficulty=difficulty)
     zeros, actions = np.zeros(n + 1), np.arange(n + 1) > 0
     return Rollout(task, zeros, actions, zeros, zeros, completion, True, False, verdict)
-
-
-@pytest.mark.parametrize("n", range(1, 8))
-def test_pass_at_k_equals_enumeration(n):
-    for c in range(n + 1):
-        right = [i < c for i in range(n)]
-        for k in range(1, n + 1):
-            subsets = list(combinations(right, k))
-            assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-
-def test_pass_at_k_by_hand_and_large():
-    assert pass_at_k(4, 1, 2) == pytest.approx(0.5)
-    assert pass_at_k(100_000, 1, 1) == pytest.approx(1e-5)
-    with pytest.raises(ValueError, match="k <= n"):
-        pass_at_k(4, 1, 5)
 
 
 def test_summary_leaves_unscored_rollouts_out():
