@@ -236,7 +236,7 @@ class EvalStore:
             temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """A grader that is still at work after an interrupt finds the store closed; it is graded next time."""
+        """A grader still at work after an interrupt finds the store closed; the next call grades the rest."""
         with self._lock:
             self._db.close()
 
