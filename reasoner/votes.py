@@ -160,8 +160,8 @@ def _plurality(votes: np.ndarray, share: np.ndarray) -> np.ndarray:
 
 class _Binomial(NamedTuple):
     pmf: np.ndarray  # (g + 1,)
-    at_most: np.ndarray  # (g + 1,): P(X <= v)
-    at_least: np.ndarray  # (g + 1,): P(X >= v)
+    least: int  # fewer are negligible
+    most: int  # more are negligible
 
 
 class _Block(NamedTuple):
@@ -190,6 +190,9 @@ class _Tilt:
         points = min(self.n + 1, math.ceil(9.5 * deviation) + 30) | 1  # odd: the half circle has no midpoint
         self.circle = np.exp(2j * np.pi * np.arange(points) / points)
         self.half = np.arange(points // 2 + 1)  # (L,): the other roots are conjugates of these
+        self.one_sample = (
+            1 - self.p + self.p * self.circle[self.half]
+        )  # (L,): of an unconstrained sample's vote
         self.read_off = (
             np.where(self.half == 0, 1.0, 2.0) * self.circle[-self.k * self.half % points] / points
         )
@@ -201,7 +204,9 @@ class _Tilt:
             j = np.arange(g)
             ratios = (g - j) * self.p / ((j + 1) * (1 - self.p))  # pmf[j + 1] / pmf[j]
             pmf = from_ratios(ratios, min(g, int((g + 1) * self.p)))
-            self.binomials[g] = _Binomial(pmf, np.cumsum(pmf), np.cumsum(pmf[::-1])[::-1])
+            least = int(np.argmax(np.cumsum(pmf) > NEGLIGIBLE))
+            most = g - int(np.argmax(np.cumsum(pmf[::-1]) > NEGLIGIBLE))
+            self.binomials[g] = _Binomial(pmf, least, most)
         return self.binomials[g]
 
     def powers(self, low: int, high: int) -> np.ndarray:
@@ -219,26 +224,25 @@ class _Tilt:
         for block in blocks:
             powers = self.powers(block.low, block.high)
             beaten = powers * self._beaten(block, powers)
-            rest = (1 - self.p + self.p * self.circle[self.half]) ** block.others * self.read_off  # (L,)
+            rest = self.one_sample**block.others * self.read_off  # (L,)
             total += float((own[block.low : block.high + 1] @ beaten @ rest).real)
         return total
 
     def _blocks(self, size: int, rivals: dict[int, int]) -> Iterator[_Block]:
         """The likely winning counts cut at doublings: each block has few rivals that matter, and few ties."""
-        likely = np.flatnonzero(self.binomial(size).pmf[1 : self.k + 1] > NEGLIGIBLE) + 1
-        high = 0
-        while len(likely) and high < likely[-1]:
-            low = max(high + 1, int(likely[0]))
-            high = min(2 * low, int(likely[-1]))
-            reach = {g: many for g, many in rivals.items() if self._may_reach(g, low)}
-            if any(g > high and self.binomial(g).at_most[high] < NEGLIGIBLE for g in reach):
-                continue  # beaten for certain
+        own, laws = self.binomial(size), {g: self.binomial(g) for g in rivals}
+        if any(law.least > own.most for law in laws.values()):
+            return  # beaten for certain
+        high, last = 0, min(own.most, self.k)
+        while high < last:
+            low = max(high + 1, own.least)
+            high = min(2 * low, last)
+            if any(law.least > high for law in laws.values()):
+                continue
+            reach = {g: many for g, many in rivals.items() if laws[g].most >= low}
             others = self.n - size - sum(g * many for g, many in reach.items())
             ties = min(sum(reach.values()), self.k // low)
             yield _Block(low, high, tuple(reach.items()), others, ties // 2 + 1)
-
-    def _may_reach(self, g: int, count: int) -> bool:
-        return g >= count and bool(self.binomial(g).at_least[count] > NEGLIGIBLE)
 
     def _beaten(self, block: _Block, powers: np.ndarray) -> np.ndarray:
         """∫ Π_j (A_j + y·B_j) dy at the roots of unity, a row for each count of the block: (V, L)."""
@@ -248,7 +252,7 @@ class _Tilt:
             pmf = np.zeros(high + 1)
             pmf[: min(g, high) + 1] = self.binomial(g).pmf[: high + 1]
             tied = pmf[low:, None] * powers  # (V, L)
-            first = int(np.argmax(pmf > NEGLIGIBLE))
+            first = self.binomial(g).least
             head = pmf[first:low] @ self.powers(first, low - 1) if first < low else 0.0
             parts.append((head + np.cumsum(tied, axis=0) - tied, tied, many))
         total = np.zeros_like(powers)
