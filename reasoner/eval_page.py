@@ -47,6 +47,7 @@ def write_eval_page(result: Mapping[str, Any], samples_parquet: Path | None, out
         cards=[card for name, split in splits.items() for card in _cards(name, split)],
         splits=[(_name(name), _figures(name, split), _table(split)) for name, split in splits.items()],
         costs=_costs(splits),
+        kinds=_kinds(splits),
         budgets=budgets(result, _name),
         exchange=exchange(result.get("exchange_rate")),
         samples=[(_name(name), sample_figures(ps)) for name, ps in problems.items()],
@@ -103,6 +104,29 @@ def _cards(name: str, split: Mapping[str, Any]) -> Iterator[Card]:
         yield Card(label, f"{values[one]:.2f}", f"{values[k]:.2f}", detail)
 
 
+def _kinds(splits: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Table]]:
+    """Accuracy of one sample by difficulty and by family, where a split has several of them."""
+    found = []
+    for key, title in (("by_difficulty", "difficulty"), ("by_family", "family")):
+        rows = [
+            (
+                level,
+                _name(name),
+                _value(rates.get("pass@1"), None),
+                _or_dash(rates.get("response_tokens_mean")),
+            )
+            for name, split in splits.items()
+            for level, rates in (split.get(key) or {}).items()
+        ]
+        if len({level for level, *_ in rows}) > 1:
+            found.append((f"By {title}", Table((title, "split", "pass@1", "tokens"), tuple(rows))))
+    return found
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else short(value)
+
+
 # ---------------------------------------------------------------------- accuracy against samples and costs
 
 
@@ -121,6 +145,8 @@ def _lines(split: Mapping[str, Any], each: float, act: Callable[[str], str]) -> 
             points.append(Point(int(k) * each, value, low, high, note, act(interval.format(k))))
         if points:
             points.sort(key=lambda p: p.x)
+            if key == "best_of_k" and split.get("best_of_k_scorer"):
+                label += f" by {split['best_of_k_scorer'].replace('_', ' ')}"
             yield Line(label, tuple(points), colour, "oracle" if oracle else "deployable")
 
 
@@ -209,10 +235,12 @@ def _costs(splits: Mapping[str, Mapping[str, Any]]) -> Table | None:
         ("truncated_rate", "cut off by the token limit", "{:.1%}".format),
         ("masked_rate", "not scored", "{:.1%}".format),
         ("self_corrected_rate", "right after correcting itself", "{:.1%}".format),
+        ("self_correction/wrong_to_right_rate", "first answer wrong, last one right", "{:.1%}".format),
+        ("self_correction/right_to_wrong_rate", "first answer right, last one wrong", "{:.1%}".format),
     )
-    rows = [
-        (label, *("–" if (v := s.get(key)) is None else form(v) for s in splits.values()))
-        for key, label, form in wanted
-        if any(s.get(key) is not None for s in splits.values())
-    ]
+    rows = []
+    for path, label, form in wanted:
+        values = [get(split, *path.split("/")) for split in splits.values()]
+        if any(value is not None for value in values):
+            rows.append((label, *("–" if value is None else form(value) for value in values)))
     return Table(("", *map(_name, splits)), tuple(rows)) if rows else None

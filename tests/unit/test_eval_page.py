@@ -67,6 +67,9 @@ def result(samples):
         "flops_per_sample": 1e6,
         "flops_per_correct": 2e6,
         "unparsed_rate": 0.125,
+        "self_correction": {"wrong_to_right_rate": 0.5},
+        "best_of_k_scorer": "mean_logprob",
+        "by_difficulty": {"1": {"pass@1": 0.5, "response_tokens_mean": 9.0}, "2": {"pass@1": None}},
     }
     point = {"kind": "cut", "budget": 8, "times": None, "tokens_mean": 8.0, "accuracy": 0.5}
     budget = [
@@ -124,7 +127,14 @@ def test_page_is_one_self_contained_file_with_every_part(tmp_path, result, sampl
     assert not page.outside and "@import" not in text and "url(" not in text
     words = " ".join(" ".join(page.text).split())
     parts = ("a <model>", "More samples: held-out", "Longer thinking", "Exchange rate", "the only way")
-    for part in (*parts, "Votes and lengths", "Costs", "Problems and chains of thought"):
+    for part in (
+        *parts,
+        "Votes and lengths",
+        "Costs",
+        "By difficulty",
+        "first answer wrong",
+        "Problems and chains of thought",
+    ):
         assert part in words, part
 
 
