@@ -104,26 +104,27 @@ def sampled_votes(
     Each of `draws` >= 2 random orders of the samples is cut into disjoint subsets of size k (as many as fit,
     or fewer where the classes are many); ties and representatives enter by their expectation. The standard
     error is that of the mean over the orders."""
-    orders = rng.random((draws, ballot.n), np.float32).argsort(axis=1)  # (draws, n)
     agree = bool(np.isin(ballot.share, (0.0, 1.0)).all())
     right = None if agree else correct.astype(float)
-    estimates = []
-    for k in ks:
-        if k == ballot.n:  # there is only one subset
-            value = float(_vote_means(ballot, orders[:1], k, weights, right)[0])
-            estimates.append(Estimate(value, 0.0))
-            continue
-        cells = _subsets(ballot, k) * (len(ballot.sizes) + 1)  # of one order
-        parts = math.ceil(draws * cells / _CELLS)
-        means = np.concatenate(
-            [_vote_means(ballot, part, k, weights, right) for part in np.array_split(orders, parts)]
-        )
-        estimates.append(Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(draws))))
-    return estimates
+    means: dict[int, list[np.ndarray]] = {k: [] for k in ks}
+    batch = max(1, _CELLS // (4 * ballot.n))
+    for start in range(0, draws, batch):
+        orders = rng.random((min(batch, draws - start), ballot.n)).argsort(axis=1)  # (batch, n)
+        for k in ks:
+            means[k].append(_vote_means(ballot, orders, k, weights, right))
+    return [_estimate(np.concatenate(means[k]), certain=k == ballot.n) for k in ks]
+
+
+def _estimate(means: np.ndarray, certain: bool) -> Estimate:
+    """`certain`: there is only one subset, all means are it up to rounding."""
+    if certain:
+        return Estimate(float(means[0]), 0.0)
+    return Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))))
 
 
 def _subsets(ballot: Ballot, k: int) -> int:
-    """How many subsets of size k an order is cut into: counting votes costs a cell a subset and class."""
+    """How many subsets of size k an order is cut into: counting votes costs a cell a subset and class, and
+    an order may cost about 4n of them."""
     return max(1, min(ballot.n // k, 4 * ballot.n // (len(ballot.sizes) + 1)))
 
 

@@ -250,3 +250,13 @@ def test_bad_numbers_are_refused():
     ):
         with pytest.raises(ValueError):
             call()
+
+
+def test_monte_carlo_of_very_many_samples_stays_within_its_memory_and_its_error():
+    n = 40_000
+    samples = problem(["a"] * (n // 3 + 300) + [f"x{i % 2}" for i in range(n - n // 3 - 300)])
+    sampled = maj_at_k(samples, 501, max_work=0, draws=20)
+    exact = maj_at_k(samples, 501)
+    assert exact.error == 0.0
+    assert 0 < sampled.error and abs(sampled.value - exact.value) < 5 * sampled.error
+    assert 0.35 < exact.value < 0.6
