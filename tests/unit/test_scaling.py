@@ -142,12 +142,12 @@ def test_two_large_classes_and_monte_carlo_agree_with_the_hypergeometric_law():
 @pytest.mark.parametrize("k", [2, 9, 20, 39])
 def test_majority_equals_the_sum_over_all_counts(k):
     """Every way k votes can fall on the classes, weighted by its number of subsets, in fractions."""
-    sizes, share, unparsed = (11, 9, 9, 4), (1.0, 0.0, 2 / 3, 0.0), 7
+    sizes, share, unparsed = (11, 9, 9, 4), (1, 0, Fraction(2, 3), 0), 7
     n = sum(sizes) + unparsed
     total = Fraction(0)
     for counts in product(*(range(g + 1) for g in sizes)):
         if max(counts) > 0 and 0 <= (rest := k - sum(counts)) <= unparsed:
-            winners = [Fraction(f).limit_denominator(9) for f, x in zip(share, counts) if x == max(counts)]
+            winners = [share[j] for j, votes in enumerate(counts) if votes == max(counts)]
             ways = math.comb(unparsed, rest) * math.prod(map(math.comb, sizes, counts))
             total += ways * sum(winners) / len(winners)
     correct = np.repeat([True, False, True, False, False, False], [11, 9, 6, 3, 4, unparsed])
