@@ -8,7 +8,8 @@ Observations are deltas: each one is appended to the tokens of the episode, noth
 from __future__ import annotations
 
 import multiprocessing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -16,7 +17,8 @@ from gymnasium import spaces
 from gymnasium.vector.utils import create_shared_memory, read_from_shared_memory, write_to_shared_memory
 
 from reasoner.errors import UsageError
-from reasoner.types import Task
+from reasoner.types import Task, Verdict
+from verifiers.base import load_verifier
 
 _SAMPLE_CHARSET = "".join(chr(c) for c in range(32, 127)) + "\n"
 
@@ -97,9 +99,15 @@ class TextEnv(gymnasium.Env[str, str]):
 
     Subclasses implement `begin` and `respond`. `info` always has `task_id`; the last `info` of an episode has
     `completion`, the text to grade. Rewards are 0.0: the verifier fills them in elsewhere.
+
+    `blocking`: a step may wait for something, so the worker runs it in a thread. `stop`: texts that end an
+    action (beside the policy's own end). `verify(completion, task)` gives a verdict to an environment that
+    shows it to the policy: the worker's verifier, or here the one that the task names.
     """
 
     metadata = {"render_modes": ["ansi"]}
+    blocking: ClassVar[bool] = False
+    stop: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.observation_space = TextSpace()
@@ -108,6 +116,7 @@ class TextEnv(gymnasium.Env[str, str]):
         self.task: Task | None = None
         self.transcript = ""
         self._done = True
+        self._verify: Callable[[str, Task], Verdict] | None = None
 
     def begin(self, task: Task | None) -> tuple[Task, str]:
         """The task of the new episode (given, or one of the environment's own choice) and its first text."""
@@ -118,12 +127,19 @@ class TextEnv(gymnasium.Env[str, str]):
         raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
-        """Start an episode on `options["task"]`, or on a task drawn with the environment's generator."""
+        """Start an episode on `options["task"]`, or on a task drawn with the environment's generator.
+        `options["verify"]` takes the place of the verifier."""
         super().reset(seed=seed)
-        task = (options or {}).get("task")
+        given = options or {}
+        task = given.get("task")
         if task is not None and not isinstance(task, Task):
             raise UsageError(f'options["task"] must be a Task, got {type(task).__name__}')
-        self.task, observation = self.begin(task)
+        self._verify = given.get("verify")
+        begun = self.begin(task)
+        if not isinstance(begun, tuple) or len(begun) != 2 or not isinstance(begun[0], Task):
+            raise UsageError(f"{type(self).__name__}.begin must return (Task, text), got {begun!r:.80}")
+        self.task, observation = begun
+        self._check_text(observation, "begin")
         self.transcript, self._done = observation, False
         return observation, {"task_id": self.task.id}
 
@@ -133,13 +149,33 @@ class TextEnv(gymnasium.Env[str, str]):
             raise UsageError(f"an action of a TextEnv is a str, got {type(action).__name__}")
         if self._done or self.task is None:
             raise UsageError("the episode is over (or never began): call reset() before step()")
-        observation, terminated, truncated, completion = self.respond(action)
+        answered = self.respond(action)
+        if not isinstance(answered, tuple) or len(answered) != 4:
+            raise UsageError(
+                f"{type(self).__name__}.respond must return (text, terminated, truncated, text or None), "
+                f"got {answered!r:.80}"
+            )
+        observation, terminated, truncated, completion = answered
+        self._check_text(observation, "respond")
         self.transcript += action + observation
         self._done = terminated or truncated
         info: dict[str, Any] = {"task_id": self.task.id}
         if self._done:
             info["completion"] = action if completion is None else completion
         return observation, 0.0, terminated, truncated, info
+
+    def verify(self, completion: str, task: Task) -> Verdict:
+        """The verdict on a completion, for environments that show it to the policy."""
+        if self._verify is None:
+            self._verify = load_verifier("auto").verify
+        return self._verify(completion, task)
+
+    def _check_text(self, observation: Any, method: str) -> None:
+        if not isinstance(observation, str):
+            raise UsageError(
+                f"{type(self).__name__}.{method} gave an observation of type {type(observation).__name__}: "
+                "a text environment gives str"
+            )
 
     def render(self) -> str | None:
         return self.transcript if self.render_mode == "ansi" else None

@@ -21,7 +21,7 @@ from reasoner.types import Task
 if TYPE_CHECKING:
     from envs.base import TextEnv
 
-KEY = "source"  # in Task.metadata: the position of its member
+KEY = "source"  # in Task.metadata: the position of its member; "source1" … of a mixture around another
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,16 @@ class Mixture:
         return ",".join(self.labels)
 
     @property
+    def _key(self) -> str:
+        return f"{KEY}{_nesting(self) - 1 or ''}"
+
+    @property
     def finite(self) -> bool:
         return any(source.finite for source in self.sources)
 
     def member(self, task: Task) -> TaskSource:
         """The source that a task of this mixture comes from."""
-        return self.sources[task.metadata[KEY]]
+        return self.sources[task.metadata[self._key]]
 
     def env(self, task: Task) -> TextEnv:
         return self.member(task).env(task)
@@ -66,7 +70,7 @@ class Mixture:
         return [self._labelled(m, found[m][position]) for m, position in places if position < len(found[m])]
 
     def _labelled(self, member: int, task: Task) -> Task:
-        return replace(task, id=f"{member}:{task.id}", metadata={**task.metadata, KEY: member})
+        return replace(task, id=f"{member}:{task.id}", metadata={**task.metadata, self._key: member})
 
     def _place(self, index: int, seed: int) -> tuple[int, int]:
         """(member, position in its stream) of a position in this stream."""
@@ -78,6 +82,12 @@ class Mixture:
         order = [m for m, (a, b) in enumerate(zip(before, after, strict=True)) for _ in range(b - a)]
         Random(f"mixture:{seed}:{block}").shuffle(order)
         return order[offset], before[order[offset]] + order[:offset].count(order[offset])
+
+
+def _nesting(source: object) -> int:
+    """How many mixtures are in each other here, 0 for a plain source."""
+    inside = getattr(source, "sources", None) or [getattr(source, "source", None)]
+    return isinstance(source, Mixture) + max((_nesting(s) for s in inside if s is not None), default=0)
 
 
 def _counts(shares: list[float], total: int) -> Iterator[int]:

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from envs.base import TextEnv
 from envs.specs import members, nearest, read_spec
 from reasoner.errors import UsageError
 from reasoner.types import Task
-
-if TYPE_CHECKING:
-    from envs.base import TextEnv
 
 SPLITS = ("held_out", "ood")
 #: What stands before the options of a spec → the function `(spec, seed)` that makes the source.
@@ -29,6 +27,8 @@ SOURCES = {
     "systems": "envs.equations:SystemTasks.from_spec",
     "calculus": "envs.calculus:CalculusTasks.from_spec",
     "number_theory": "envs.number_theory:NumberTheoryTasks.from_spec",
+    "self_correct": "envs.self_correct:from_spec",
+    "tool_use": "envs.tool_use:from_spec",
     "rg": "envs.reasoning_gym:from_spec",
 }
 _FIELDS = ("prompt", "reference", "id", "family", "difficulty", "split", "metadata")
@@ -265,10 +265,31 @@ def _imported(module: str, attribute: str, spec: str, seed: int) -> TaskSource:
     if not hasattr(home, attribute):
         raise UsageError(f"the module {module!r} has no attribute {attribute!r} (tasks {spec!r})")
     found = getattr(home, attribute)
-    source = found(seed=seed) if callable(found) else found
-    if not isinstance(source, TaskSource):
-        raise UsageError(
-            f"{spec!r} gave a {type(source).__name__}, not a TaskSource: it needs name, base_template, "
-            "chat_template, train(index), split(name, n) and env(task)"
-        )
+    if isinstance(found, TaskSource) and not isinstance(found, type):
+        return found
+    if isinstance(found, type) and issubclass(found, TextEnv):
+        return _environment(found, spec, seed)
+    try:
+        made = found(seed=seed) if callable(found) else found
+    except Exception as error:  # foreign code
+        raise UsageError(f"the tasks {spec!r} failed: {type(error).__name__}: {error}") from error
+    if isinstance(made, TaskSource):
+        return made
+    raise UsageError(
+        f"{spec!r} gave a {type(made).__name__}, not a TaskSource: it needs name, base_template, "
+        "chat_template, train(index), split(name, n) and env(task); or name a subclass of envs.TextEnv"
+    )
+
+
+def _environment(made_by: type[TextEnv], spec: str, seed: int) -> TaskSource:
+    """The tasks that an environment class draws itself, tried once."""
+    from envs.wrapped import EnvironmentTasks
+
+    source = EnvironmentTasks(made_by, spec, seed)
+    try:
+        source.train(0)
+    except UsageError:
+        raise
+    except Exception as error:  # foreign code
+        raise UsageError(f"the environment {spec!r} failed: {type(error).__name__}: {error}") from error
     return source

@@ -11,17 +11,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from envs.tasks import TaskSource, chat_messages, render_prompt, source_of
-from reasoner.errors import ServerError
-from reasoner.types import NO_VERSION, Completion, Group, Rollout, SamplingParams, Task
+from reasoner.errors import ReasonerError, ServerError, UsageError
+from reasoner.types import NO_VERSION, Completion, Group, Rollout, SamplingParams, Task, Verdict
 from rollouts.sampler import Sampler
 from verifiers import VerifierPool
+from verifiers.base import describe_exception
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ class RolloutWorker:
         ]
 
     def _begin(self, task: Task) -> _Episode:
-        env = self.source.env(task)
-        observation, _ = env.reset(options={"task": task})
+        with _named(task, "begin"):
+            env = self.source.env(task)
+            observation = _text(env.reset(options={"task": task, "verify": self._verify_one})[0], env)
         return _Episode(task, env, self.prompt_ids(task, observation))
 
     def prompt_ids(self, task: Task, observation: str) -> list[int]:
@@ -154,19 +157,19 @@ class RolloutWorker:
         return list(self.tokenizer.encode(render_prompt(observation, template)))
 
     async def _turn(self, sampler: Sampler, live: Sequence[_Episode], params: SamplingParams) -> None:
-        """One action of every live episode: one request for all that have the same budget left."""
-        by_budget: dict[int, list[_Episode]] = defaultdict(list)
+        """One action of every live episode: one request for all with the same budget and stop texts."""
+        alike: dict[tuple[int, tuple[str, ...]], list[_Episode]] = defaultdict(list)
         for episode in live:
-            room = self.context_tokens - len(episode.token_ids)
-            by_budget[min(params.max_tokens - episode.actions, room)].append(episode)
-        if min(by_budget) < 1 and not all(e.actions for e in by_budget[min(by_budget)]):
-            raise ServerError(
-                f"a prompt fills the context of {self.context_tokens} tokens: raise server.context_tokens"
-            )
+            budget = min(params.max_tokens - episode.actions, self.context_tokens - len(episode.token_ids))
+            if budget < 1 and not episode.actions:
+                raise ServerError(
+                    f"a prompt fills the context of {self.context_tokens} tokens: raise server.context_tokens"
+                )
+            alike[budget, getattr(episode.env.unwrapped, "stop", ())].append(episode)
         await asyncio.gather(
             *(
-                self._act(sampler, episodes, replace(params, max_tokens=n))
-                for n, episodes in by_budget.items()
+                self._act(sampler, episodes, replace(params, max_tokens=n, stop=(*params.stop, *stop)))
+                for (n, stop), episodes in alike.items()
             )
         )
 
@@ -176,17 +179,42 @@ class RolloutWorker:
                 self._finish(episode, truncated=True)
             return
         completions = await sampler.generate([e.token_ids for e in episodes], params)
-        for episode, completion in zip(episodes, completions, strict=True):
+        pairs = list(zip(episodes, completions, strict=True))
+        for episode, completion in pairs:
             episode.act(completion)
-            text = self.tokenizer.decode(completion.token_ids.tolist(), skip_special_tokens=True)
-            observation, _, terminated, truncated, info = episode.env.step(text)
-            episode.completion = info.get("completion", text)
+        steps = await asyncio.gather(*(self._step(e, c.token_ids.tolist()) for e, c in pairs))
+        for (episode, completion), (observation, ended, cut) in zip(pairs, steps, strict=True):
             if completion.finish_reason == "length":
                 self._finish(episode, truncated=True)
-            elif terminated or truncated:
-                self._finish(episode, truncated)
+            elif ended or cut:
+                self._finish(episode, cut)
             else:
-                episode.observe(self.tokenizer.encode(observation, add_special_tokens=False))
+                episode.observe(self._observation_ids(completion, observation))
+
+    async def _step(self, episode: _Episode, token_ids: list[int]) -> tuple[str, bool, bool]:
+        """(observation, terminated, truncated) for what was sampled; in a thread where it may take long."""
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        env = episode.env
+        with _named(episode.task, "step"):
+            if getattr(env.unwrapped, "blocking", False):
+                stepped = await asyncio.to_thread(env.step, text)
+            else:
+                stepped = env.step(text)
+            observation, _, terminated, truncated, info = stepped
+            episode.completion = info.get("completion", text)
+            return _text(observation, env), terminated, truncated
+
+    def _observation_ids(self, completion: Completion, observation: str) -> list[int]:
+        """An observation as tokens to append. After a chat model's end of turn it is a turn of the user's; in
+        the middle of an answer (at a stop text), and for base models, it is text."""
+        end = getattr(self.tokenizer, "eos_token_id", None)
+        if self.template == "chat" and len(completion.token_ids) and completion.token_ids[-1] == end:
+            observation = _as_turn(self.tokenizer, observation)
+        return list(self.tokenizer.encode(observation, add_special_tokens=False))
+
+    def _verify_one(self, completion: str, task: Task) -> Verdict:
+        """The verdict on one completion, for an environment that shows it. It must run in a thread."""
+        return self.verifiers.submit_group([completion], task).result()[0]
 
     def _finish(self, episode: _Episode, truncated: bool) -> None:
         episode.terminated, episode.truncated = not truncated, truncated
@@ -198,6 +226,41 @@ class RolloutWorker:
         verdicts = await asyncio.wrap_future(future)
         rollouts = tuple(r.with_verdict(v) for r, v in zip(group.rollouts, verdicts, strict=True))
         return replace(group, rollouts=rollouts), time.monotonic() - started
+
+
+def _as_turn(tokenizer: Any, observation: str) -> str:
+    """What the chat template puts after a turn of the assistant's that has ended: a user's turn with the
+    observation, and the beginning of the assistant's next one."""
+    mark = "\N{OBJECT REPLACEMENT CHARACTER}turn"
+    messages = [
+        {"role": "user", "content": "."},
+        {"role": "assistant", "content": mark},
+        {"role": "user", "content": observation},
+    ]
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return whole.rpartition(mark)[2].removeprefix(tokenizer.eos_token)
+
+
+def _text(observation: Any, env: Any) -> str:
+    if not isinstance(observation, str):
+        raise UsageError(
+            f"the environment {type(env.unwrapped).__name__} gave an observation of type "
+            f"{type(observation).__name__}: a text environment gives str"
+        )
+    return observation
+
+
+@contextmanager
+def _named(task: Task, moment: str) -> Iterator[None]:
+    """An environment is somebody's own code: what it raises names the task and the line."""
+    try:
+        yield
+    except ReasonerError:
+        raise
+    except Exception as error:
+        raise ReasonerError(
+            f"the environment failed to {moment} on task {task.id}: {describe_exception(error)}"
+        ) from error
 
 
 def build_worker(
