@@ -3,6 +3,7 @@
 Beside reasoner/charts.py, which draws curves over training steps and shares its colours. The legend is HTML,
 so that it wraps on a narrow screen. An oracle curve (somebody knows which sample is right) is dashed with
 hollow points, a deployable one solid with filled points, a reference dotted: colour alone tells nothing.
+An accuracy axis shows 0 to 1 unless all curves lie close to one end; then it says where it starts or stops.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from markupsafe import Markup, escape
 
@@ -27,7 +28,7 @@ METRICS = (
     ("weighted_maj@k", "weighted_maj@{}", "weighted majority", "s2", False),
     ("maj@k", "maj@{}", "majority (maj@k)", "s0", False),
 )
-Style = Literal["oracle", "deployable", "reference", "histogram"]
+Style = Literal["oracle", "deployable", "reference", "histogram", "scatter"]
 
 STYLE = (
     ".xy{font:12px system-ui,sans-serif;overflow:visible}"
@@ -125,6 +126,25 @@ def short(value: float) -> str:
     return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
 
 
+def accuracy_plot(
+    title: str,
+    lines: tuple[Line, ...],
+    x_label: str,
+    y_label: str = "accuracy",
+    *,
+    caption: str = "",
+    **axes: Any,
+) -> Plot:
+    """A chart of accuracies (0 to 1) with an axis that is cut where nothing comes close to its end."""
+    ends = [v for s in lines for p in s.points for v in (p.y, p.low, p.high) if v is not None]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    bottom = 0.0 if low < 0.6 else math.floor(10 * low) / 10
+    top = 1.0 if high > 0.4 else max(0.1, math.ceil(10 * high) / 10)
+    if (bottom, top) != (0.0, 1.0):
+        caption = f"{caption} The vertical axis shows {bottom:g} to {top:g}.".strip()
+    return Plot(title, lines, x_label, y_label, y_range=(bottom, top), caption=caption, **axes)
+
+
 def _drawable(plot: Plot, line: Line) -> tuple[Point, ...]:
     def fits(value: float, log: bool) -> bool:
         return math.isfinite(value) and (value > 0 or not log)
@@ -191,7 +211,8 @@ def _line(line: Line, x: _Axis, y: _Axis) -> str:
         corners = " ".join(f"{_x(x, px):.1f},{_y(y, py):.1f}" for px, py in [*upper, *lower])
         parts.append(f'<polygon class="band f{line.colour}" points="{corners}"/>')
     path = " ".join(f"{_x(x, p.x):.1f},{_y(y, p.y):.1f}" for p in line.points)
-    parts.append(f'<polyline class="line {line.style} l{line.colour}" points="{path}"/>')
+    if line.style != "scatter":
+        parts.append(f'<polyline class="line {line.style} l{line.colour}" points="{path}"/>')
     if line.style != "reference":
         parts += [_point(line, p, _x(x, p.x), _y(y, p.y)) for p in line.points]
     return "".join(parts)
@@ -231,11 +252,13 @@ def _legend(lines: Sequence[Line]) -> str:
     items = []
     for line in lines:
         mark = f"l{line.colour} hollow" if line.style == "oracle" else f"f{line.colour}"
-        pointed = line.style in ("oracle", "deployable")
+        pointed = line.style in ("oracle", "deployable", "scatter")
         dot = f'<circle class="{mark}" cx="14" cy="6" r="3.2"/>' if pointed else ""
+        stroke = f'<line class="line {line.style} l{line.colour}" x1="0" x2="28" y1="6" y2="6"/>'
+        stroke = "" if line.style == "scatter" else stroke
         items.append(
             f'<li><svg class="chart xy" viewBox="0 0 28 12" width="28" height="12" aria-hidden="true">'
-            f'<line class="line {line.style} l{line.colour}" x1="0" x2="28" y1="6" y2="6"/>{dot}</svg>'
+            f"{stroke}{dot}</svg>"
             f"{escape(line.label)}</li>"
         )
     return f'<ul class="legend">{"".join(items)}</ul>'

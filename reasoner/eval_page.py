@@ -19,7 +19,7 @@ from markupsafe import Markup
 from reasoner.charts import STYLE as COLOURS
 from reasoner.curves import get
 from reasoner.durable import write_atomically
-from reasoner.eval_charts import METRICS, STYLE, Line, Plot, Point, render, short
+from reasoner.eval_charts import METRICS, STYLE, Line, Plot, Point, accuracy_plot, render, short
 from reasoner.eval_samples import explorer, read_samples
 from reasoner.eval_sections import Table, budgets, exchange, sample_figures
 
@@ -159,13 +159,11 @@ def _figures(name: str, split: Mapping[str, Any]) -> list[Markup]:
     act = _action(name)
     ks = _ks(split)
     plots = [
-        Plot(
+        accuracy_plot(
             "Accuracy against samples",
             tuple(_lines(split, 1, act)),
             "samples a problem, k",
-            "accuracy",
             log_x=True,
-            y_range=(0, 1),
             x_ticks=ks,
         )
     ]
@@ -175,7 +173,7 @@ def _figures(name: str, split: Mapping[str, Any]) -> list[Markup]:
     ):
         if split.get(cost):
             lines = tuple(_lines(split, float(split[cost]), act))
-            plots.append(Plot(title, lines, label, "accuracy", log_x=True, y_range=(0, 1)))
+            plots.append(accuracy_plot(title, lines, label, log_x=True))
     plots.append(_consistency(split, ks))
     return [figure for plot in plots if (figure := render(plot))]
 
@@ -189,13 +187,12 @@ def _consistency(split: Mapping[str, Any], ks: tuple[int, ...]) -> Plot:
             low, high = get(split, "ci95", f"g_pass[{tau}]@{k}") or (None, None)
             points.append(Point(float(k), value, low, high, f"{k} samples"))
         lines.append(Line(f"at least {float(tau):.0%} right", tuple(points), colour, "oracle"))
-    return Plot(
+    return accuracy_plot(
         "Consistency: G-pass@k (oracle)",
         tuple(lines),
         "samples a problem, k",
         "share of problems",
         log_x=True,
-        y_range=(0, 1),
         x_ticks=ks,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from reasoner.curves import get
-from reasoner.eval_charts import Line, Plot, Point, Style, render, short
+from reasoner.eval_charts import Line, Plot, Point, Style, accuracy_plot, render, short
 from reasoner.eval_samples import Problem, calibration, length_histogram
 
 _MAX_LEVELS = 7  # lines of equal accuracy in one chart
@@ -76,13 +76,11 @@ def _budget_figure(points: Sequence[Mapping[str, Any]]) -> Markup:
         ]
         lines.append(Line(label.format(k), tuple(sorted(along, key=lambda p: p.x)), colour, style))
     return render(
-        Plot(
+        accuracy_plot(
             "Accuracy against tokens, a point a budget",
             tuple(lines),
             "tokens generated a problem",
-            "accuracy",
             log_x=True,
-            y_range=(0, 1),
             caption="Forced answers are counted in the tokens.",
         )
     )
@@ -245,7 +243,7 @@ def sample_figures(problems: Sequence[Problem]) -> list[Markup]:
     )
     edges, shares = length_histogram(problems)
     ideal = Line("as often right as voted for", (Point(0, 0), Point(1, 1)), "s4", "reference")
-    measured = Line("winning answers", points, "s0")
+    measured = Line("winning answers", points, "s0", "scatter")
     gap = (
         ""
         if error is None

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reasoner.errors import ReasonerError
-from reasoner.eval_charts import Line, Plot, Point, render, short
+from reasoner.eval_charts import Line, Plot, Point, accuracy_plot, render, short
 from reasoner.eval_page import write_eval_page
 from reasoner.eval_samples import calibration, explorer, length_histogram, read_samples
 from reasoner.eval_sections import spread_targets
@@ -226,6 +226,17 @@ def test_a_chart_without_values_is_empty_and_odd_values_are_left_out():
     assert drawn() == drawn(Point(math.nan, 1)) == drawn(Point(0, 1), log_x=True) == ""
     assert drawn(Point(1, 0.5), Point(0, 1), log_x=True).count('<circle class="halo"') == 1
     assert "nan" not in drawn(Point(5, 3), log_x=True, log_y=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [((0.2, 0.9), (0, 1)), ((0.95, 0.99), (0.9, 1)), ((0.0, 0.07), (0, 0.1)), ((), (0, 1))],
+)
+def test_an_accuracy_axis_is_cut_only_where_nothing_is_and_says_so(values, shown):
+    points = tuple(Point(i + 1, v) for i, v in enumerate(values))
+    plot = accuracy_plot("t", (Line("l", points, "s0"),), "x")
+    assert plot.y_range == pytest.approx(shown)
+    assert bool(plot.caption) == (shown != (0, 1))
 
 
 def test_short_numbers():
