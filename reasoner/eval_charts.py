@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from reasoner.charts import ticks
 
 WIDTH, HEIGHT = 420, 262
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 40
 _MAX_TICKS = 9
 
 #: (key in eval.json, key of its interval, label, colour, oracle?) in drawing order.

@@ -66,7 +66,7 @@ function sampleBox(sample) {
 function fill(inside, problem) {
   inside.append(element("p", "", problem.reference === null ? `task ${problem.id}` : `task ${problem.id} · expected ${problem.reference}`));
   inside.append(bars(problem));
-  const among = problem.samples.filter((sample) => sample.first < wantedSamples());
+  const among = problem.samples.filter((sample) => sample.first < wantedSamples() && !(state.metric && sample.point));
   let shown = 0;
   const more = element("button", "", "");
   more.type = "button";
