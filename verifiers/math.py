@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from reasoner.types import Task, Verdict
 from verifiers.base import Verifier
 from verifiers.budget import MAX_OPERATIONS, Budget, TooExpensive, Undefined
 from verifiers.extract import candidates, extract
-from verifiers.nodes import Node, Seq, Text, show
+from verifiers.nodes import Node, Opaque, Seq, Text, rewrite, show, walk
 from verifiers.text import Unreadable, clean, words
 
 _INTEGER = re.compile(r"[+-]?\d{1,400}")
@@ -78,6 +80,18 @@ def read_reference(text: str) -> Reading:
         if not _MATHLIKE.search(stripped):
             return Reading(stripped, Text(words(stripped)))
     return reading
+
+
+@lru_cache(maxsize=_CACHED_REFERENCES)
+def evaluated(tree: Node) -> Node | None:
+    """A reference with the value of the sums, integrals and limits in it; None when there are none, or none
+    whose value is found."""
+    if not any(isinstance(part, Opaque) and part.meaning for part in walk(tree)):
+        return None
+    from verifiers.symbolic import value_of
+
+    value = rewrite(tree, lambda part: value_of(part) if isinstance(part, Opaque) else None)
+    return None if value == tree else value
 
 
 class MathVerifier(Verifier):
@@ -183,7 +197,7 @@ class MathVerifier(Verifier):
         percent = isinstance(task.prompt, str) and bool(_PERCENT_ASKED.search(task.prompt))
         comparison = Comparison(Budget(self.operations), percent)
         rule = ""
-        for gold in filter(None, (wanted.tree, wanted.other)):
+        for gold in _golds(wanted):
             for pred in filter(None, (given.tree, given.other)):
                 try:
                     match = comparison.same(gold, pred)
@@ -211,6 +225,13 @@ class MathVerifier(Verifier):
             if len(self._references) > _CACHED_REFERENCES:
                 self._references.popitem(last=False)
         return known
+
+
+def _golds(wanted: Reading) -> Iterator[Node]:
+    """The ways to read a reference; what it evaluates to last, since that is expensive."""
+    yield from filter(None, (wanted.tree, wanted.other))
+    if wanted.tree is not None and (value := evaluated(wanted.tree)) is not None:
+        yield value
 
 
 def _quick(answer: str, task: Task) -> Verdict | None:

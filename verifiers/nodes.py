@@ -6,7 +6,7 @@ Trees are small (the parser bounds length and depth) and immutable. Nothing here
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 
@@ -78,10 +78,12 @@ class Call(Node):
 
 @dataclass(frozen=True, slots=True)
 class Opaque(Node):
-    """An operator that is not evaluated (`\\sum`, `\\int`, `\\lim`, `mod`): equal only when written alike."""
+    """An operator that is not evaluated (`\\sum`, `\\int`, `\\lim`, `mod`): equal only when written alike.
+    `meaning` is (variable, from, to, body) where it was understood; a limit has no `to`."""
 
     name: str
     args: tuple[Node, ...]
+    meaning: tuple[Node, ...] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ def children(node: Node) -> tuple[Node, ...]:
             return (item,)
         case Div(a, b) | Pow(a, b) | SetOp(_, a, b):
             return (a, b)
-        case Call(_, args) | Opaque(_, args):
+        case Call(_, args) | Opaque(_, args, _):
             return args
         case PlusMinus(left, right):
             return (right,) if left is None else (left, right)
@@ -306,6 +308,6 @@ def show(node: Node) -> str:
             return " ".join(
                 [show(items[0]), *(f"{op} {show(i)}" for op, i in zip(ops, items[1:], strict=False))]
             )
-        case Call(name, _) | Opaque(name, _):
+        case Call(name, _) | Opaque(name, _, _):
             return f"{name}({', '.join(map(show, children(node)))})"
     return f"{type(node).__name__}({', '.join(map(show, children(node)))})"

@@ -6,9 +6,9 @@ import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from verifiers.lexer import Token
+from verifiers.lexer import END, Token
 from verifiers.literals import Literals, number
-from verifiers.nodes import Call, Const, Div, Mul, Node, Num, Opaque, Seq, Sym, Text
+from verifiers.nodes import Call, Const, Div, Mul, Node, Num, Opaque, Rel, Seq, Sym, Text
 from verifiers.numerals import IN_WORDS
 from verifiers.tables import ACCENTS, FRACTIONS, FUNCTIONS, GLUED, GREEK, OPERATORS, PREFIXES
 from verifiers.text import Unreadable, words
@@ -283,6 +283,7 @@ class Symbols(Literals):
 
     def operator(self, name: str) -> Node:
         """`\\sum_{k=1}^n k` and the like: kept as written, never evaluated."""
+        start = self.position
         parts: list[Node] = []
         while self.peek().text in ("_", "^") and self.peek().kind == "op":
             mark = self.next().text
@@ -300,7 +301,65 @@ class Symbols(Literals):
             else:
                 self.next()
                 parts.append(Text(token.text))
-        return Opaque(name, tuple(parts))
+        return Opaque(name, tuple(parts), self.meaning(name, self.tokens[start : self.position]))
+
+    def meaning(self, name: str, tokens: list[Token]) -> tuple[Node, ...] | None:
+        """(variable, from, to, body) of a sum, a product or an integral, (variable, at, body) of a limit."""
+        make: Any = type(self)
+        inner = make([*tokens, END])
+        inner.depth = self.depth
+        try:
+            return _READERS[name](inner) if name in _READERS else None
+        except Unreadable:
+            return None
+
+
+def _counted(inner: Any) -> tuple[Node, ...] | None:
+    """`_{k=1}^{n} body` of a sum or product; a body of several terms without brackets is not understood."""
+    inner.expect("_")
+    below = inner.group() if inner.peek().text == "{" else None
+    inner.expect("^")
+    above = inner.token_argument()
+    body = inner.product()
+    if not isinstance(below, Rel) or below.ops != ("=",) or not isinstance(below.items[0], Sym):
+        return None
+    return (below.items[0], below.items[1], above, body) if inner.peek().kind == "end" else None
+
+
+def _integrated(inner: Any) -> tuple[Node, ...] | None:
+    """`_a^b body dx`."""
+    last = inner.tokens[-2] if len(inner.tokens) > 1 else END
+    if last.kind != "name" or len(last.text) > 3:
+        return None
+    if last.text[-2:-1] != "d" and (len(last.text) > 1 or inner.tokens[-3].text != "d"):
+        return None
+    variable = last.text[-1]
+    head = inner.tokens[:-3] if len(last.text) == 1 else inner.tokens[:-2]
+    if len(last.text) == 3:
+        head = [*head, Token("name", last.text[0], last.spaced)]
+    inner.tokens = [*head, END]
+    inner.expect("_")
+    low = inner.token_argument()
+    inner.expect("^")
+    high = inner.token_argument()
+    body = inner.arith() if inner.peek().kind != "end" else Num(Fraction(1))
+    return (Sym(variable), low, high, body) if inner.peek().kind == "end" else None
+
+
+def _approached(inner: Any) -> tuple[Node, ...] | None:
+    """`_{x \\to a} body`, from both sides."""
+    inner.expect("_")
+    inner.expect("{")
+    variable = inner.next()
+    if variable.kind != "name" or len(variable.text) > 1 or not inner.accept("to", "rightarrow"):
+        return None
+    at = inner.arith()
+    inner.expect("}")
+    body = inner.product()
+    return (Sym(variable.text), at, body) if inner.peek().kind == "end" else None
+
+
+_READERS = {"sum": _counted, "prod": _counted, "int": _integrated, "lim": _approached}
 
 
 def _flat(node: Node) -> list[str]:
