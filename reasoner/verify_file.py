@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections import Counter, deque
@@ -23,7 +24,7 @@ from reasoner.types import Task, Verdict
 from verifiers.base import Verifier
 from verifiers.pool import VerifierPool
 
-CHUNK_LINES = 32  # lines sent to a worker at a time
+FIRST_CHUNK, LAST_CHUNK = 16, 256  # lines sent to a worker at a time, growing along the file
 CHUNK_CHARS = 1 << 22
 CHUNKS_IN_FLIGHT = 4  # a worker
 
@@ -48,7 +49,7 @@ class Line:
 def read_line(raw: bytes, number: int) -> Line:
     """Raises `LineError` unless `raw` is an object with `id`, `gold` and `pred` of sensible types."""
     try:
-        fields = json.loads(raw.decode("utf-8"))
+        fields = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise LineError(f"not UTF-8: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -56,11 +57,11 @@ def read_line(raw: bytes, number: int) -> Line:
     if not isinstance(fields, dict):
         raise LineError(f"expected a JSON object with id, gold and pred, got {type(fields).__name__}")
     id = fields.get("id")
+    if not (id is None or isinstance(id, str) or _is_number(id)):
+        raise LineError(f"id must be a string or a finite number, got {str(id)[:80]}")
     missing = [name for name in ("id", "gold", "pred") if name not in fields]
     if missing:
         raise LineError(f"missing field: {', '.join(missing)}", id)
-    if id is not None and not isinstance(id, (str, int, float)):
-        raise LineError(f"id must be a string or a number, got {type(id).__name__}")
     gold, pred = fields["gold"], fields["pred"]
     golds = gold if isinstance(gold, list) else [gold]
     if not golds or not all(_is_text(g) for g in golds):
@@ -74,7 +75,15 @@ def read_line(raw: bytes, number: int) -> Line:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return isinstance(value, str) or (_is_number(value) and not isinstance(value, bool))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def verify_file(
@@ -144,7 +153,7 @@ def _chunks(lines: Iterator[bytes]) -> Iterator[list[tuple[int, Line | LineError
             line = error
         chunk.append((number, line))
         size += len(raw)
-        if len(chunk) >= CHUNK_LINES or size >= CHUNK_CHARS:
+        if len(chunk) >= min(LAST_CHUNK, FIRST_CHUNK + number // 16) or size >= CHUNK_CHARS:
             yield chunk
             chunk, size = [], 0
     if chunk:

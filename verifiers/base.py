@@ -45,7 +45,7 @@ class Verifier:
     timeout_s: float = 10.0  # wall-clock deadline of one item (of one call, when `batched`)
     memory_mib: int = 2048  # address space one item may add to what loading the verifier took
     batched: bool = False  # True: one call a group, a list in and a list out
-    in_process: bool = False  # True: may run in a thread of the caller (cannot be killed there)
+    in_process: bool = False  # True: runs in a thread of the caller, which cannot be killed
     timeout_is_answer: bool = False  # True: a kill after busy computing is the answer's fault, reward 0
 
     def verify(self, completion: str, task: Task) -> Verdict:

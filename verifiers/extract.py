@@ -16,6 +16,7 @@ from verifiers.phrases import (
     AFTER_REFUSES,
     CLAUSE_ENDS,
     CONCLUDES,
+    DENIED,
     HEDGE,
     JSON_ANSWER,
     NEGATION_BEFORE,
@@ -25,7 +26,7 @@ from verifiers.phrases import (
     ROUNDED,
     TAKEN_BACK,
 )
-from verifiers.tables import FUNCTIONS, GREEK, MEANING
+from verifiers.tables import FUNCTIONS, GREEK, MEANING, is_product
 from verifiers.units import read_unit
 
 _MATH_NAMES = FUNCTIONS.keys() | GREEK | {"pi", "inf", "infinity", "oo"}
@@ -78,8 +79,12 @@ _HIDDEN = (
     ("<s>", "</s>"),
     ("<strike>", "</strike>"),
 )
+_INVISIBLE = re.compile(
+    r"<(\w{1,10})\s[^<>]{0,200}?(?:hidden|display\s*:\s*none|white|opacity|font-size)[^<>]{0,200}>[^<]{0,500}</\1>",
+    re.IGNORECASE,
+)
 _HTML = re.compile(
-    r"</?(?:b|i|u|em|strong|p|br|span|div|code|pre|mark|center|font|h[1-6]|li|ul|ol|math)(?:\s[^<>]{0,80})?\s*/?>",
+    r"</?(?:b|i|u|em|strong|p|br|span|div|code|pre|mark|center|font|h[1-6]|li|ul|ol|math)\s*/?>",
     re.IGNORECASE,
 )
 
@@ -97,6 +102,8 @@ def without_hidden(text: str) -> str:
             kept.append(text[position:start])
             position = end + len(closer)
         text = "".join([*kept, text[position:]])
+    if "</" in text:
+        text = _INVISIBLE.sub("", text)
     if "</" in text or "<br" in text:
         text = _HTML.sub("", text)
     return _COMMENT_LINE.sub("", text) if "%" in text else text
@@ -152,6 +159,8 @@ def _phrase(text: str) -> tuple[int, str, str] | None:
         if found is None or match.start() >= found[0]:
             content = tail[match.end() :]
             if content.strip() and not _inside(found, match.start(), tail):
+                if DENIED.search(tail, max(0, match.start() - 80), match.start()):
+                    content = ""
                 found = (match.start(), content, "phrase")
     for match in PHRASE_AFTER.finditer(tail):
         if found is None or match.start() > found[0]:
@@ -228,10 +237,18 @@ def sentence(line: str, last: bool = False) -> str:
     return line[start:stop]
 
 
+_OPENERS = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|then|that|also|donc|somit|daher|luego|quindi|portanto|"
+    r"approximately|exactly)\b,?|"
+    r"(?:所以|因此|于是|故|即|则|可得|解得|得|よって|したがって|따라서)|[:=,，\s]+)+",
+    re.IGNORECASE,
+)
+
+
 def conclude(line: str, strict: bool) -> str | None:
     """The answer that a line states, or None when it hedges, negates, or (`strict`) does not conclude."""
     line = ROUNDED.sub("", sentence(strip_markup(line), last=strict)).strip().rstrip(" .,;")
-    line = re.sub(r"^(?:(?:so|thus|hence|therefore|then)\b,?|[:=,\s]+)+", "", line, flags=re.IGNORECASE)
+    line = _OPENERS.sub("", line)
     line = re.sub(r"(?<=[\d$)}])\s*(?:です|である|だ|となる|입니다|이다|이에요)$", "", line)
     if not line:
         return None
@@ -338,12 +355,14 @@ def _looks_like_answer(line: str) -> bool:
     line = re.sub(r"^\(?[A-J][.):]\s+", "", line)
     plain = re.sub(r"\\(?:text|mathrm|textbf|operatorname)\s*\{[^{}]*\}", "", line)
     plain = re.sub(r"\\[a-zA-Z]+", "\\\\", plain)
-    found = list(re.finditer(r"[^\W\d_]{2,}", plain))
+    found = [m for m in re.finditer(r"[^\W\d_]{2,}", plain) if not is_product(m.group())]
     if re.search(r"[.!?]\s+[A-Z]", plain) or len(found) > 3 or _SENTENCE_WORDS.search(plain):
         return False
     first = re.search(r"[\d\\=$]", plain)
-    if first is None or plain[first.start()] == "=":
+    if first is None:
         return True
+    if plain[first.start()] == "=":
+        return not found or not (CONCLUDES.search(plain[: first.start()]) or not plain.isascii())
     return all(m.start() > first.start() or m.group() in _MATH_NAMES for m in found)
 
 
@@ -355,7 +374,10 @@ def _from_prose(line: str, how: str) -> Extraction:
     verbs = list(CONCLUDES.finditer(line))
     verb = verbs[-1] if verbs else None
     if verb is not None and not NEGATION_BEFORE.search(line[: verb.end()]):
-        tail = line[verb.end() :].strip()
+        tail = _OPENERS.sub("", line[verb.end() :].strip())
+        shorter = CLAUSE_ENDS.split(tail, maxsplit=1)[0].strip(" ,")
+        if not re.search(r"\d", tail[len(shorter) :]):
+            tail = shorter
         if tail and _looks_like_answer(tail):
             return Extraction(tail, how)
     if "=" in line:

@@ -56,6 +56,10 @@ class SetReader:
     def read(self, node: Node, loose: bool = True) -> RealSet:
         """The set that `node` describes. With `loose`, `(a, b)` is an open interval. Raises `NoSet`."""
         match node:
+            case Sym("setR+") | Sym("setR^+"):
+                return RealSet((self.interval(Num(Fraction(0)), HIGH, False, False),))
+            case Sym("setR-"):
+                return RealSet((self.interval(LOW, Num(Fraction(0)), False, False),))
             case Const("R"):
                 return RealSet((self.interval(LOW, HIGH, False, False),))
             case Seq("{", "}", items):

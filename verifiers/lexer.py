@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from verifiers.tables import (
+    ALIASES,
     FONTS,
     SILENT,
     SILENT_WITH_ARGUMENT,
@@ -164,6 +165,9 @@ def _command(
         return position, False
     if name in FONTS:
         return position, spaced
+    if name in ALIASES:
+        tokens.append(Token("op", ALIASES[name], spaced))
+        return position, False
     kind = "op" if name in ("{", "}", "%", "$", "|", "&", "#", "_") else "cmd"
     tokens.append(Token(kind, "\\" + name if kind == "op" else name, spaced))
     return position, False

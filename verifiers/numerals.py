@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from verifiers.nodes import Const, Neg, Node
+from verifiers.nodes import Const, Neg, Node, Sym
 from verifiers.tables import MEANING
 
 _SMALL = (
@@ -32,6 +32,10 @@ IN_WORDS: dict[str, Node] = dict.fromkeys(
      "all real values", "the real numbers"), Const("R"),
 ) | dict.fromkeys(
     ("infinity", "positive infinity", "plus infinity"), Const("oo")
+) | dict.fromkeys(
+    ("all integers", "the integers", "every integer", "the set of all integers"), Const("Z")
+) | dict.fromkeys(
+    ("all positive real numbers", "all positive reals"), Sym("setR+")
 ) | dict.fromkeys(("negative infinity", "minus infinity"), Neg(Const("oo")))  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class Parser(Terms):
     """One parse of one token stream."""
 
     def answer(self) -> Node:
-        node = self.items("", "")
+        node = self.over(self.items("", ""), "")
         if self.peek().kind != "end":
             raise Unreadable(f"unexpected {self.peek().text!r}")
         return node

@@ -37,6 +37,7 @@ _OTHER_LANGUAGES = "|".join(
         r"(?:a )?válasz",
         "η απάντηση είναι",
         "απάντηση",
+        "答(?=[:：])",
         r"(?:最终|最後|正确|所以|因此)?答案(?:是|为|為|应该是|选|選|就是)?",
         "故选",
         "答案選",
@@ -111,7 +112,8 @@ CORRECTION = re.compile(
 #: Behind these a sentence states its result.
 CONCLUDES = re.compile(
     r"(?<=\w)['’]s\s+|(?<![\w'])(?:is|are|was|be|equals?|equal to|gives?|get|gets|got|have|has|obtain|"
-    r"obtains|yields?|becomes?|total(?:s|ing)?|costs?|comes to|amounts to|makes|leaves|find|conclude|"
+    r"obtains|yields?|yielding|giving|leaving|making|becomes?|total(?:s|ing)?|costs?|comes to|amounts to|"
+    r"makes|leaves|find|conclude|"
     r"therefore|thus|hence|so|result|es|est|ist|è|é|sind|son|sont|равно|является|是|为|為|等于|は|needs?|takes?|"
     r"earns?|paid|pays?|spends?|there are|there were)(?!\w)[\s:=]*|(?<=[是为於于有得共])|(?<=[a-z])=\s*",
     re.IGNORECASE,
@@ -132,7 +134,15 @@ ROUNDED = re.compile(
 #: What follows an answer and takes it back or puts another beside it.
 TAKEN_BACK = re.compile(
     r"[\s.!*$\\)\]}]*(?:(?:or|oder|ou)\b(?!\s+(?:equivalently|in other words|about|approximately|roughly))|"
+    r"but\b[^.\n]*\b(?:not sure|unsure|maybe|perhaps|possibly|might|could)\b|"
     r"(?:no|wait|hmm+|actually|oops|alternatively|maybe|perhaps|possibly)(?=[\s,.!…]+\S)(?!\s+\w+\s+(?:needed|required)))",
+    re.IGNORECASE,
+)
+#: Before an announcement: what follows is not stated but denied or supposed.
+DENIED = re.compile(
+    r"\b(?:not the case|not true|not sure|not clear|not certain|doubt|false|wrong|incorrect|deny|unlikely|"
+    r"do(?:es)?n['’]t (?:think|believe|know)|not (?:think|believe)|nobody|no one|suppose|assum\w+|whether|"
+    r"unless|if)\b[^.,;:\n]{0,30}\Z",
     re.IGNORECASE,
 )
 JSON_ANSWER = re.compile(r"[\"'](?:final[_ ])?answer[\"']\s*:\s*[\"']?([^\"'}\n]+)[\"']?", re.IGNORECASE)

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
@@ -31,9 +32,12 @@ from typing import Any
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.types import Task, Verdict
 from verifiers.base import Verifier, load_verifier
+from verifiers.inline import answers_inline
 
 START_TIMEOUT_S = 120.0  # a plug-in may import a lot, on a loaded machine
 GRACE_S = 0.5  # after the worker's own deadline
+READ_BYTES = 1 << 18
+COLLECT_S = 0.002  # answers that follow one another this closely are collected together
 BUSY_SHARE = 0.5  # of the deadline spent on the CPU: the answer, not the machine, was slow
 
 _BOOT = (
@@ -72,10 +76,21 @@ class _Process:
         theirs.close()
         self.connection = Connection(ours.detach())
         self.pidfd = os.pidfd_open(self.popen.pid) if hasattr(os, "pidfd_open") else None
+        self._poller = select.poll()
+        self._poller.register(self.connection.fileno(), select.POLLIN)
+        if self.pidfd is not None:  # a forked child may hold the socket open after the worker died
+            self._poller.register(self.pidfd, select.POLLIN)
+        self._lines: deque[bytes] = deque()  # answers read, but not yet asked for
+        self._rest = b""  # the beginning of the next one
         self.cpu_s = 0.0  # of the process, when it last answered
         hello = {"verifier": payload, "timeout_s": timeout_s, "memory_mib": memory_mib}
         self._starting = True
         self.connection.send_bytes(pickle.dumps(hello))
+
+    @property
+    def answers_read(self) -> int:
+        """How many answers `receive` will return without waiting."""
+        return len(self._lines)
 
     def wait_ready(self) -> None:
         """Raises `WorkerStartError` unless the worker says that it loaded the verifier."""
@@ -90,21 +105,26 @@ class _Process:
 
     def receive(self, timeout_s: float) -> tuple[str, int, Verdict] | None:
         """The next message, or None when the process died or `timeout_s` passed."""
-        if not self._readable(timeout_s):
-            return None
-        try:
-            message = self.connection.recv_bytes()
-        except (EOFError, OSError):
-            return None
-        kind, index, self.cpu_s, status, reward, extracted, detail, seconds = json.loads(message)
+        end = time.monotonic() + timeout_s
+        while not self._lines:
+            if not self._readable(max(0.0, end - time.monotonic())) or not self._read():
+                return None
+        answer = json.loads(self._lines.popleft())
+        kind, index, self.cpu_s, status, reward, extracted, detail, seconds = answer
         return kind, index, Verdict(status, reward, extracted, detail, seconds)
 
+    def _read(self) -> bool:
+        """Read what has come; False at the end of it."""
+        try:
+            piece = os.read(self.connection.fileno(), READ_BYTES)
+        except OSError:
+            return False
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        self._lines.extend(lines)
+        return bool(piece)
+
     def _readable(self, timeout_s: float) -> bool:
-        poller = select.poll()
-        poller.register(self.connection.fileno(), select.POLLIN)
-        if self.pidfd is not None:  # a forked child may hold the socket open after the worker died
-            poller.register(self.pidfd, select.POLLIN)
-        ready = [fd for fd, _ in poller.poll(timeout_s * 1000)]
+        ready = [fd for fd, _ in self._poller.poll(timeout_s * 1000)]
         return self.connection.fileno() in ready or (bool(ready) and self.connection.poll(0))
 
     def end(self) -> tuple[int | None, float]:
@@ -140,8 +160,10 @@ class _Process:
 class VerifierPool:
     """Verifies groups in `workers` processes; thread-safe.
 
-    `timeout_s` and `memory_mib` default to what the verifier declares. Raises `UsageError` when the verifier
-    cannot be loaded, before anything is verified. Use as a context manager or call `close()`.
+    `timeout_s` and `memory_mib` default to what the verifier declares. A verifier that declares `in_process`
+    runs in `workers` threads of this process instead, where neither can be enforced. Raises `UsageError`
+    when the verifier cannot be loaded, before anything is verified. Use as a context manager or call
+    `close()`.
     """
 
     def __init__(
@@ -160,14 +182,15 @@ class VerifierPool:
         self.verifier = load_verifier(verifier)
         self.timeout_s = float(timeout_s if timeout_s is not None else self.verifier.timeout_s)
         self._memory_mib = memory_mib
-        self._payload = _encode(verifier)
+        self._payload = None if self.verifier.in_process else _encode(verifier)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pids: dict[int, int] = {}  # of the worker that each thread runs
         self._closed = self._cancelled = False
         self._lock = threading.Lock()
         starts: list[Future[None]] = [Future() for _ in range(workers)]
+        serve = self._serve_inline if self.verifier.in_process else self._serve
         self._threads = [
-            threading.Thread(target=self._serve, args=(start,), name=f"verifier-{i}", daemon=True)
+            threading.Thread(target=serve, args=(start,), name=f"verifier-{i}", daemon=True)
             for i, start in enumerate(starts)
         ]
         for thread in self._threads:
@@ -224,6 +247,8 @@ class VerifierPool:
                 self._closed = True
                 for _ in self._threads:
                     self._jobs.put(None)
+        if cancel and self.verifier.in_process:
+            return  # a thread cannot be killed: it ends with the item it is at
         for thread in self._threads:
             thread.join()
 
@@ -241,7 +266,19 @@ class VerifierPool:
             self._jobs.put(_Job(kind, list(completions), task, future))
         return future
 
+    def _serve_inline(self, start: Future[None]) -> None:
+        """One thread a worker, which verifies by itself."""
+        start.set_result(None)
+        while (job := self._jobs.get()) is not None:
+            if not job.future.set_running_or_notify_cancel():
+                continue
+            try:
+                job.future.set_result(answers_inline(self.verifier, job.kind, job.completions, job.task))
+            except BaseException as error:
+                job.future.set_exception(error)
+
     def _spawn(self) -> _Process:
+        assert self._payload is not None
         process = _Process(self._payload, self.timeout_s, self._memory_mib)
         self._pids[threading.get_ident()] = process.popen.pid
         return process
@@ -310,6 +347,8 @@ class VerifierPool:
                 return None
             answers.append(verdict.extracted if kind == "key" else verdict)
             begun = time.perf_counter()
+            if not process.answers_read and len(answers) < len(job.completions):
+                time.sleep(COLLECT_S)  # waking up for every single answer would keep a core busy
         return None
 
     def _post_mortem(self, process: _Process, seconds: float) -> Verdict:

@@ -10,12 +10,12 @@ from verifiers.lexer import MAX_CHARS, Token, tokenize
 from verifiers.nodes import Choice, Clock, Node, Text, depth
 from verifiers.numerals import IN_WORDS, date, in_figures
 from verifiers.parser import Parser
-from verifiers.tables import AND_WORDS, FUNCTIONS, GREEK, MEANING, OR_WORDS
+from verifiers.tables import AND_WORDS, FUNCTIONS, GREEK, MEANING, OR_WORDS, is_product
 from verifiers.text import Unreadable, clean, words
 
 MAX_TREE_DEPTH = 80
 _CHOICE = re.compile(
-    r"^(?:option|choice|answer)?\s*"
+    r"^(?:the |la |el |die )?(?:option|choice|answer|letter|opción|letra|lettre)?\s*"
     r"(?:\((?P<a>[A-Za-z])\)|(?P<b>[A-Z])(?:[.):]|\s*$))[.:]?\s*(?P<rest>.*)$",
     re.DOTALL | re.IGNORECASE,
 )
@@ -24,9 +24,6 @@ _MORE_CHOICES = re.compile(
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|textit|bf|rm)\s*(?=\{)")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([ap])?\.?\s?(m)?\.?", re.IGNORECASE)
-_SHORT_WORDS = frozenset(
-    "no on at as an am by my us we to so of if in is it he me be do go up or hi ok".split()
-)
 _BASED = re.compile(r"^\s*\$?(?:\\left)?\((\d+)(?:\\right)?\)_(?=\{?\d)")
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*")
 _WHOLE_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|textit|textrm)\s*\{([^{}\\$]+)\}")
@@ -190,19 +187,10 @@ def _in_words(text: str) -> bool:
     """Whether letters and spaces are words rather than mathematics."""
     runs = re.findall(r"[^\W\d_]+", text)
     if len(runs) == 1:
-        return len(text) > 1 and not _math_word(text)
+        return len(text) > 1 and not is_product(text)
     known = FUNCTIONS.keys() | GREEK | OR_WORDS | AND_WORDS | {"pi"}
     return (
         any(len(run) > 2 for run in runs)
         and not known & {run.casefold() for run in runs}
         or (len(runs[0]) > 1 and not known & set(runs))
     )
-
-
-def _math_word(text: str) -> bool:
-    """Whether letters alone are mathematics: a constant, a Greek name, a short product of variables."""
-    if text in ("pi", "infinity", "inf", "oo", "Infinity") or text in GREEK:
-        return True
-    if not text.isascii() or not text.islower() or text in _SHORT_WORDS:
-        return False
-    return len(text) == 2 or (len(text) == 3 and (not set(text) & set("aeiou") or set(text) <= set("abc")))

@@ -140,6 +140,8 @@ def same_integer(gold: Node, pred: Node) -> Node:
 
 
 def set_like(node: Node) -> bool:
+    if isinstance(node, Sym):
+        return node.name.startswith("setR")
     return isinstance(node, (SetOp, Builder)) or (isinstance(node, Const) and node.name in "RZNQC")
 
 

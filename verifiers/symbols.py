@@ -29,7 +29,7 @@ _SYMBOL_COMMANDS = (
     | PREFIXES
     | OPERATORS
     | _OPENING.keys()
-    | {"mathbb", "overline", "bar", "usqrt", "ucbrt", "langle", "emptyset", "varnothing", "imath", "e"}
+    | frozenset("mathbb overline bar usqrt ucbrt surd langle emptyset varnothing imath e".split())
 )
 
 
@@ -77,7 +77,7 @@ class Symbols(Literals):
         self.expect("{")
         self.enter()
         bars, self.in_bars = self.in_bars, False
-        node = self.items("", "}")
+        node = self.over(self.items("", "}"), "}")
         self.in_bars = bars
         if isinstance(node, Seq) and not node.open or self.peek().text in ("|", ":", "mid"):
             self.leave()
@@ -86,6 +86,10 @@ class Symbols(Literals):
         self.expect("}")
         self.leave()
         return node
+
+    def over(self, node: Node, closer: str) -> Node:
+        """`a \\over b`, the quotient of all that stands before and behind it in its group."""
+        return Div(node, self.items("", closer)) if self.accept("over") else node
 
     def bars(self) -> Node:
         if self.in_bars:
@@ -227,9 +231,9 @@ class Symbols(Literals):
         if name in FRACTIONS:
             top = self.token_argument()
             return Div(top, self.token_argument())
-        if name in ("usqrt", "ucbrt"):
+        if name in ("usqrt", "ucbrt", "surd"):
             inner = self.literal() if self.peek().kind == "num" else self.token_argument()
-            return Call("root", (inner, Num(Fraction(2 if name == "usqrt" else 3))))
+            return Call("root", (inner, Num(Fraction(3 if name == "ucbrt" else 2))))
         if name in _CONSTANTS:
             return Const(_CONSTANTS[name])
         if name in FUNCTIONS and name not in _BINOMIALS:

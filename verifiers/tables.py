@@ -65,6 +65,10 @@ OPERATORS = frozenset(
     "sum int iint iiint oint prod lim limsup liminf sup inf partial nabla bigcup bigcap".split()
 )
 
+#: Commands that are another name of a bracket.
+ALIASES = {"lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")",
+           "vert": "|"}  # fmt: skip
+
 ENVIRONMENTS = {
     **dict.fromkeys("matrix pmatrix bmatrix Bmatrix smallmatrix array".split(), "matrix"),
     **dict.fromkeys(("vmatrix", "Vmatrix"), "det"),
@@ -90,3 +94,16 @@ MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10
                "dozen": 12, "k": 1000}  # fmt: skip
 
 FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac", "vfrac", "sfrac", "nicefrac", "flatfrac"})
+
+_SHORT_WORDS = frozenset(
+    "no on at as an am by my us we to so of if in is it he me be do go up or hi ok".split()
+)
+
+
+def is_product(text: str) -> bool:
+    """Whether letters alone are mathematics: a constant, a Greek name, a short product of variables."""
+    if text in ("pi", "infinity", "inf", "oo", "Infinity") or text in GREEK:
+        return True
+    if not text.isascii() or not text.islower() or text in _SHORT_WORDS:
+        return False
+    return len(text) == 2 or (len(text) == 3 and (not set(text) & set("aeiou") or set(text) <= set("abc")))

@@ -54,9 +54,21 @@ def limit_memory(memory_mib: int) -> None:
 
 
 def encode(kind: str, index: int, verdict: Verdict) -> bytes:
-    """One answer as JSON: kind, index in the group, CPU seconds of this process so far, the verdict."""
+    """One answer as a line of JSON: kind, index in the group, CPU seconds of this process so far, verdict."""
     fields = (verdict.status, verdict.reward, verdict.extracted, verdict.detail, verdict.seconds)
-    return json.dumps([kind, index, time.process_time(), *fields]).encode()
+    return json.dumps([kind, index, time.process_time(), *fields]).encode() + b"\n"
+
+
+class Emitter:
+    """Writes answers to the socket, one line each."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __call__(self, kind: str, index: int, verdict: Verdict) -> None:
+        waiting = memoryview(encode(kind, index, verdict))
+        while waiting:
+            waiting = waiting[os.write(self.fd, waiting) :]
 
 
 def kill_children() -> None:
@@ -76,6 +88,7 @@ class Worker:
 
     def __init__(self, connection: Connection, verifier: Verifier, timeout_s: float) -> None:
         self.connection, self.verifier, self.timeout_s = connection, verifier, timeout_s
+        self._emitter = Emitter(connection.fileno())
         self.builtin = type(verifier).__module__.startswith("verifiers.") and not isinstance(
             verifier, CallableVerifier
         )
@@ -88,20 +101,27 @@ class Worker:
                 kind, task, completions = pickle.loads(self.connection.recv_bytes())
             except EOFError:
                 return
-            if kind in ("answer_keys", "candidates"):
-                self.texts(kind, completions, task)
-            elif self.whole_group():
-                self.group(completions, task)
-            else:
-                tasks = _tasks(task, completions)
-                decide = getattr(self.verifier, kind)
-                for index, (completion, own) in enumerate(zip(completions, tasks, strict=True)):
-                    self.one(index, decide, completion, own)
+            self.answer(kind, completions, task)
             self.items += len(completions)
             grown = self.items % 64 == 0 and status_mib("VmRSS") - self.start_mib > RECYCLE_GROWTH_MIB
             if self.items >= RECYCLE_ITEMS or grown:
-                self.connection.send_bytes(encode("recycled", 0, Verdict("correct", 1.0)))
+                self.emit("recycled", 0, Verdict("correct", 1.0))
                 return
+
+    def answer(self, kind: str, completions: list[str], task: Any) -> None:
+        """Emit one answer for each completion, in order."""
+        if kind in ("answer_keys", "candidates"):
+            self.texts(kind, completions, task)
+        elif self.whole_group():
+            self.group(completions, task)
+        else:
+            tasks = _tasks(task, completions)
+            decide = getattr(self.verifier, kind)
+            for index, (completion, own) in enumerate(zip(completions, tasks, strict=True)):
+                self.one(index, decide, completion, own)
+
+    def emit(self, kind: str, index: int, verdict: Verdict) -> None:
+        self._emitter(kind, index, verdict)
 
     def whole_group(self) -> bool:
         own = type(self.verifier).verify_group is not Verifier.verify_group
@@ -170,7 +190,7 @@ class Worker:
             str(verdict.detail),
             round(verdict.seconds or seconds, 6),
         )
-        self.connection.send_bytes(encode(kind, index, timed))
+        self.emit(kind, index, timed)
 
 
 def _tasks(task: Any, completions: list[str]) -> list[Task]:
@@ -184,6 +204,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     connection = Connection(fd)
+    emit = Emitter(fd)
     home = os.getpid()
     os.register_at_fork(after_in_child=die_with_parent)
     os.register_at_fork(after_in_child=lambda: os.close(fd))
@@ -192,10 +213,10 @@ def main(fd: int) -> None:
         verifier = load_verifier(_decode(hello["verifier"]))
     except BaseException as error:  # foreign code at import
         message = str(error) if type(error).__name__ == "UsageError" else describe_exception(error)
-        connection.send_bytes(encode("failed", 0, Verdict.error(message)))
+        emit("failed", 0, Verdict.error(message))
         return
     limit_memory(hello["memory_mib"] or verifier.memory_mib)
-    connection.send_bytes(encode("ready", 0, Verdict("correct", 1.0)))
+    emit("ready", 0, Verdict("correct", 1.0))
     if hasattr(verifier, "prepare"):
         verifier.prepare()  # after "ready": the parent need not wait for it
     try:

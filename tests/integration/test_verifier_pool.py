@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from reasoner.types import Task, Verdict
 from verifiers import VerifierPool
 from verifiers.adapters import for_trl, for_verl, from_trl, from_verl
 from verifiers.audit import validate
+from verifiers.corpora import NAMES, load_corpus
+from verifiers.math import MathVerifier
 
 TASK = Task("t", "", "84")
 
@@ -144,30 +147,60 @@ def test_busy_answers_time_out_waiting_ones_are_errors() -> None:
     assert busy.status in ("timeout", "error")  # error only where the machine gave it less than half a core
 
 
+def corpus_slice() -> list[tuple[str, Task]]:
+    """Every fifteenth case of the corpora."""
+    cases = [case for name in NAMES for case in load_corpus(name)]
+    return [(case.pred, case.task) for case in cases[::15]]
+
+
+def outcomes(verdicts: list[Verdict]) -> list[list]:
+    """What must not depend on who asks."""
+    return [[v.status, v.reward, v.extracted, v.detail] for v in verdicts]
+
+
 def test_math_in_every_kind_of_caller() -> None:
-    completions = [r"\boxed{84}", r"\boxed{85}", r"\boxed{12\cdot 7}", r"\boxed{\frac{168}{2}}"]
+    pairs = corpus_slice()
+    here = MathVerifier()
+    want = outcomes([here.verify(completion, task) for completion, task in pairs])
+    assert {status for status, *_ in want} >= {"correct", "wrong", "unparsed"}
     with VerifierPool("math", workers=2) as math:
-        want = [v.status for v in math.verify_group(completions, TASK)]
-        assert want == ["correct", "wrong", "wrong", "correct"]
-        found: list[list[str]] = []
+        found = [outcomes(math.submit_pairs(pairs).result())]
 
         def in_thread() -> None:
-            found.append([v.status for v in math.verify_group(completions, TASK)])
+            found.append(outcomes([here.verify(completion, task) for completion, task in pairs]))
+            found.append(outcomes(math.submit_pairs(pairs).result()))
 
-        threads = [threading.Thread(target=in_thread) for _ in range(6)]
+        threads = [threading.Thread(target=in_thread) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
 
-        async def in_loop() -> list[str]:
-            futures = [math.submit_group(completions, TASK) for _ in range(3)]
-            groups = await asyncio.gather(*map(asyncio.wrap_future, futures))
-            return [[v.status for v in group] for group in groups]
+        async def in_loop() -> list[list]:
+            futures = [math.submit_pairs(pairs) for _ in range(2)]
+            return list(map(outcomes, await asyncio.gather(*map(asyncio.wrap_future, futures))))
 
         found += asyncio.run(in_loop())
-        assert found == [want] * 9
+        assert len(found) == 9 and all(one == want for one in found)
         assert math.answer_keys([r"\boxed{1/2}", r"\boxed{0.5}", "?"], TASK) == ["1/2", "1/2", None]
+
+
+def test_a_verifier_may_run_in_the_calling_process() -> None:
+    seen: list[int] = []
+
+    def judge(completion: str, task: Task):
+        seen.append(os.getpid())
+        if completion == "raise":
+            raise ValueError("boo")
+        return None if completion == "mask" else completion == "84"
+
+    judge.in_process = True  # type: ignore[attr-defined]
+    with VerifierPool(judge, workers=2) as pool:
+        verdicts = pool.verify_group(["84", "raise", "85", "mask"], TASK)
+        assert pool.pids == []
+    assert [v.status for v in verdicts] == ["correct", "error", "wrong", "masked"]
+    assert "ValueError: boo" in verdicts[1].detail and verdicts[0].seconds > 0
+    assert set(seen) == {os.getpid()}
 
 
 def test_what_cannot_run_is_a_usage_error() -> None:
@@ -276,42 +309,58 @@ def test_adapters_both_ways() -> None:
     assert from_verl(lambda source, text, gold, extra: {"score": 0.5}).verify("x", TASK).reward == 0.5
 
 
+RAY_SCRIPT = """
+import json, os, pickle, signal, sys
+import ray
+
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+
+
+@ray.remote
+class Grader:
+    def __init__(self):
+        from verifiers import VerifierPool
+
+        self.pool = VerifierPool("math", workers=2)
+
+    def grade(self, pairs):
+        found = self.pool.submit_pairs(pairs).result()
+        return [[v.status, v.reward, v.extracted, v.detail] for v in found]
+
+    def pids(self):
+        return [os.getpid(), *self.pool.pids]
+
+
+pairs = pickle.load(open(sys.argv[1], "rb"))
+graders = [Grader.remote() for _ in range(2)]
+verdicts = ray.get(graders[0].grade.remote(pairs))
+pids = [ray.get(g.pids.remote()) for g in graders]
+busy = [g.grade.remote(pairs * 50) for g in graders]
+assert not ray.wait(busy, timeout=0.5)[0], "the graders should be at full load"
+os.kill(pids[0][0], signal.SIGKILL)
+print(json.dumps([verdicts, pids]))
+"""
+
+
 @pytest.mark.slow
-def test_in_a_ray_worker() -> None:
+def test_in_ray_workers_at_full_load(tmp_path: Path) -> None:
+    """The same verdicts as anywhere; and no verifier process is left of a Ray worker that is killed (the
+    first), nor of one that is at work when the run ends (the second)."""
     pytest.importorskip("ray")
-    script = textwrap.dedent(
-        """
-        import json, ray
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-
-        @ray.remote
-        class Grader:
-            def __init__(self):
-                from verifiers import VerifierPool
-                self.pool = VerifierPool("math")
-            def grade(self, texts):
-                from reasoner.types import Task
-                return [v.status for v in self.pool.verify_group(texts, Task("t", "", "84"))]
-
-            def pids(self):
-                return self.pool.pids
-
-        graders = [Grader.remote() for _ in range(2)]
-        grader = graders[0]
-        texts = [r"\\\\boxed{84}", r"\\\\boxed{12*7}", r"\\\\boxed{85}"]
-        verdicts = ray.get(grader.grade.remote(texts))
-        busy = [g.grade.remote(texts * 500) for g in graders]
-        pids = sum(ray.get([g.pids.remote() for g in graders]), [])
-        for g in graders:
-            ray.kill(g)
-        print(json.dumps([verdicts, pids]))
-        """
-    ).replace("\\\\", "\\")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    pairs = corpus_slice()
+    (tmp_path / "pairs").write_bytes(pickle.dumps(pairs))
+    done = subprocess.run(
+        [sys.executable, "-c", RAY_SCRIPT, str(tmp_path / "pairs")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    verdicts, pids = json.loads(done.stdout.strip().splitlines()[-1])
-    assert verdicts == ["correct", "wrong", "wrong"]
-    assert len(pids) == 2 and gone(pids, within_s=10)
+    verdicts, pids = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[[")))
+    here = MathVerifier()
+    assert verdicts == outcomes([here.verify(completion, task) for completion, task in pairs])
+    assert [len(own) for own in pids] == [3, 3]
+    assert gone([pid for own in pids for pid in own], within_s=15)
 
 
 def test_verdicts_carry_seconds() -> None:

@@ -69,6 +69,11 @@ def test_bad_usage(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
+        (b'{"id": 1e999, "gold": "1", "pred": "1"}', "finite number"),
+        (b'{"id": 1, "gold": NaN, "pred": "1"}', "NaN is no JSON number"),
+        (b'{"id": 1, "gold": 1e999, "pred": "1"}', "gold must be"),
+        (b'{"id": 1, "gold": ["1", null], "pred": "1"}', "gold must be"),
+        (b'\xef\xbb\xbf{"id": 1, "gold": "1"}', "missing field: pred"),
         (b'{"id": {}, "gold": "1", "pred": "1"}', "id must be"),
         (b'{"id": 1, "gold": true, "pred": "1"}', "gold must be"),
         (b'{"id": 1, "gold": [], "pred": "1"}', "gold must be"),
