@@ -77,6 +77,12 @@ BENCHMARKS += bench-verifier
 bench-verifier: install ## accuracy, speed and tail latency of the verifier
 	$(PY) -m benchmarks.verifier $(ARGS)
 endif
+ifneq ($(wildcard benchmarks/estimators.py),)
+BENCHMARKS += bench-estimators
+.PHONY: bench-estimators
+bench-estimators: install ## 10,000 problems x 1,024 samples through the estimators of reasoner/scaling.py
+	$(PY) -m benchmarks.estimators $(ARGS)
+endif
 
 bench: $(BENCHMARKS) ## every benchmark that ends within the hour
 

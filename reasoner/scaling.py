@@ -249,9 +249,11 @@ def _majority(
     problem: ProblemSamples, ks: Sequence[int], limit: float, draws: int, rng: np.random.Generator
 ) -> list[Estimate]:
     exact = {k: exact_vote(problem.ballot, k, limit) for k in ks}
-    costly = [k for k in ks if exact[k] is None]
-    correct = np.asarray(problem.correct, bool)
-    sampled = dict(zip(costly, sampled_votes(problem.ballot, correct, costly, None, draws, rng), strict=True))
+    sampled: dict[int, Estimate] = {}
+    if costly := [k for k in ks if exact[k] is None]:
+        correct = np.asarray(problem.correct, bool)
+        found = sampled_votes(problem.ballot, correct, costly, None, draws, rng)
+        sampled = dict(zip(costly, found, strict=True))
     return [sampled[k] if (value := exact[k]) is None else Estimate(value, 0.0) for k in ks]
 
 
@@ -277,11 +279,10 @@ def _best_of_table(problems: Sequence[ProblemSamples], ks: Sequence[int]) -> Col
     if len(scored) != len(problems):
         return {}
     values = np.full((len(problems), len(ks)), np.nan)
-    weights = {
-        n: np.stack([_rank_weights(n, k) for k in ks if k <= n]) for n in {p.n for p in problems} if n
-    }  # (ks, n)
+    enough = {p.n for p in problems if p.n >= min(ks)}
+    weights = {n: np.stack([_rank_weights(n, k) for k in ks if k <= n]) for n in enough}  # (ks, n)
     for row, (problem, scores) in enumerate(zip(problems, scored, strict=True)):
-        if problem.n:
+        if problem.n in enough:
             at = weights[problem.n] @ _best_of(np.asarray(problem.correct, float), np.asarray(scores, float))
             values[row, : len(at)] = at
     return {f"best_of_{k}": values[:, column] for column, k in enumerate(ks)}

@@ -205,6 +205,8 @@ def test_table_of_problems_with_different_numbers_of_samples():
     assert table["problems@k"] == {"1": 2, "2": 2, "4": 1}
     assert table["pass@k"] == pytest.approx({"1": 0.5, "2": (5 / 6 + 1) / 2, "4": 1.0})
     assert table["maj@k"]["4"] == 0.5
+    scored = [problem("ab" * n, task_id=str(n), scores=np.arange(2.0 * n)) for n in (1, 2)]
+    assert scaling_table(scored, [4], seed=0)["best_of_k"] == {"4": 0.0}
     with pytest.raises(ValueError, match="between 1 and 4"):
         scaling_table(problems, [8], seed=0)
     with pytest.raises(ValueError, match="needs problems"):
