@@ -2,15 +2,17 @@
 
 - TRL: a *reward function* takes lists and keyword columns and returns one float or None a completion.
 - verl: `compute_score(data_source, solution_str, ground_truth, extra_info)` returns one float.
+- reasoning-gym: `score_answer(answer, entry)` returns one float; `entry` has question, answer and metadata.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from reasoner.types import Task
-from verifiers.base import CallableVerifier, Verifier
+from reasoner.types import Task, Verdict
+from verifiers.base import CallableVerifier, Verifier, to_verdict
 from verifiers.pool import VerifierPool
 
 
@@ -78,6 +80,37 @@ def from_verl(function: Callable[..., Any], data_source: str = "reasoner") -> Ve
         return float(result["score"] if isinstance(result, Mapping) else result)
 
     return CallableVerifier(verify, getattr(function, "__name__", "verl"))
+
+
+def for_reasoning_gym(
+    pool: VerifierPool, unscored: float = 0.0
+) -> Callable[[str | None, Mapping[str, Any]], float]:
+    """A reasoning-gym `score_answer` that scores with `pool`; a missing answer scores 0."""
+
+    def score_answer(answer: str | None, entry: Mapping[str, Any]) -> float:
+        if answer is None:
+            return 0.0
+        task = Task("entry", str(entry["question"]), _reference(entry["answer"]), metadata=entry["metadata"])
+        reward = pool.verify_group([answer], task)[0].reward
+        return unscored if reward is None else float(reward)
+
+    return score_answer
+
+
+def from_reasoning_gym(score_answer: Callable[[str, dict[str, Any]], float], name: str = "") -> Verifier:
+    """A `score_answer` (a bound method of a dataset of your own) as a verifier. Its entry is made of
+    the task (prompt, first reference, metadata); the answer stands in `<answer>` tags or is the final one."""
+    from verifiers.reasoning_gym import answer_of
+
+    def verify(completion: str, task: Task) -> Verdict:
+        answer = answer_of(completion)
+        if answer is None:
+            return Verdict.unparsed("no answer in <answer> tags, a box or a final statement")
+        entry = {"question": task.prompt, "answer": task.references[0], "metadata": dict(task.metadata)}
+        verdict = to_verdict(score_answer(answer, entry))
+        return replace(verdict, extracted=answer)
+
+    return CallableVerifier(verify, name or getattr(score_answer, "__qualname__", "score_answer"))
 
 
 def _reference(value: Any) -> str | tuple[str, ...]:

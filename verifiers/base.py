@@ -165,7 +165,8 @@ async def _wait(outcome: Awaitable[Any]) -> Any:
 
 def load_verifier(spec: str | Callable[..., Any] | Verifier) -> Verifier:
     """The verifier that `spec` names: one of `BUILT_IN` ("math" …), the name of an entry point in the group
-    `reasoner.verifiers`, `module:attribute`, `path/to/file.py:attribute`, or a function, class or instance.
+    `reasoner.verifiers`, `module:attribute`, `path/to/file.py:attribute`, the URL of an endpoint
+    (`verifiers.http`), or a function, class or instance.
 
     Raises `UsageError` with what is wrong when it cannot be imported or is not callable.
     """
@@ -218,6 +219,10 @@ def _checked(verifier: Verifier) -> Verifier:
 
 def _find(spec: str) -> Any:
     spec = BUILT_IN.get(spec, spec)
+    if spec.startswith(("http://", "https://")):
+        from verifiers.http import HttpVerifier
+
+        return HttpVerifier(spec)
     if ":" not in spec:
         return _entry_point(spec)
     home, _, attribute = spec.rpartition(":")
