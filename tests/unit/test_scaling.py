@@ -77,20 +77,40 @@ def test_best_of_k_equals_enumeration_with_ties(n):
             assert best_of_k(correct, scores, k) == pytest.approx(exact, abs=1e-14)
 
 
+def partitions(n, largest=None):
+    """All ways to write n as a sum of falling sizes."""
+    if n == 0:
+        yield ()
+    for first in range(min(n, largest or n), 0, -1):
+        yield from ((first, *rest) for rest in partitions(n - first, first))
+
+
+def ballots(n):
+    """Every vote of n samples there is: how many are right, how many unparsed, how the others are split."""
+    for right, unparsed in product(range(n + 1), repeat=2):
+        if right + unparsed <= n:
+            for sizes in partitions(n - right - unparsed):
+                wrong = "".join(chr(ord("b") + j) * size for j, size in enumerate(sizes))
+                yield "a" * right + "." * unparsed + wrong
+
+
 @pytest.mark.parametrize("n", range(1, 9))
-def test_majority_equals_enumeration(n):
-    """Every partition of n into classes and unparsed, with samples of a class that agree and that do not."""
+def test_majority_equals_enumeration_for_every_vote(n):
+    for keys in ballots(n):
+        samples = problem(keys)
+        for k in range(1, n + 1):
+            exact = float(enumerated(n, k, partial(vote, samples)))
+            assert maj_at_k(samples, k) == (pytest.approx(exact, abs=1e-13), 0.0)
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+def test_majority_equals_enumeration_when_a_class_disagrees(n):
     rng = np.random.default_rng(n)
-    for keys in {tuple(sorted(ks)) for ks in product(".abcd", repeat=n)} if n <= 6 else _partitions(n, rng):
-        for correct in (None, rng.random(n) < 0.5):
-            samples = problem(keys, correct)
-            for k in range(1, n + 1):
-                exact = float(enumerated(n, k, partial(vote, samples)))
-                assert maj_at_k(samples, k) == (pytest.approx(exact, abs=1e-13), 0.0)
-
-
-def _partitions(n, rng):
-    return ["".join(rng.choice(list(".abcdefgh"[: rng.integers(2, 9)]), n)) for _ in range(25)]
+    for _ in range(10):
+        samples = problem("".join(rng.choice(list(".ab"), n)), rng.random(n) < 0.5)
+        for k in range(1, n + 1):
+            exact = float(enumerated(n, k, partial(vote, samples)))
+            assert maj_at_k(samples, k) == (pytest.approx(exact, abs=1e-13), 0.0)
 
 
 def test_majority_by_hand():
@@ -224,11 +244,11 @@ def test_table_without_logprobs_or_with_scores():
 
 def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
     rng, covered = np.random.default_rng(0), 0
-    for seed in range(100):
+    for seed in range(60):
         problems = [problem("a" if rng.random() < 0.3 else "b", task_id=str(i)) for i in range(60)]
         low, high = scaling_table(problems, [1], seed)["ci95"]["pass@1"]
         covered += low <= 0.3 <= high
-    assert 85 <= covered <= 100
+    assert 50 <= covered <= 60
 
 
 def test_paired_comparison():
@@ -249,11 +269,11 @@ def test_paired_comparison():
 
 def test_paired_p_values_are_uniform_without_a_difference():
     rng, small = np.random.default_rng(1), 0
-    for seed in range(100):
+    for seed in range(60):
         a = [problem("a" if rng.random() < 0.5 else "b", task_id=str(i)) for i in range(80)]
         b = [problem("a" if rng.random() < 0.5 else "b", task_id=str(i)) for i in range(80)]
         small += paired_comparison(a, b, 1, seed)["p_value"] <= 0.1
-    assert 2 <= small <= 20
+    assert 1 <= small <= 14
 
 
 def test_bad_numbers_are_refused():
