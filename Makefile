@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench clean
+.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench bench-long clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -66,7 +66,7 @@ format: install ## apply ruff's fixes and format
 chaos: install ## kill -9 of each part of a real run
 	$(PY) -m pytest --timeout 400 tests/chaos $(ARGS)
 
-bench-quick: install ## the ratios against vLLM and memory copies, in minutes
+bench-quick: install ## the ratios against vLLM, TRL and memory copies, in minutes
 	$(PY) -m benchmarks.quick $(ARGS)
 
 BENCHMARKS := bench-quick
@@ -85,6 +85,12 @@ bench-estimators: install ## 10,000 problems x 1,024 samples through the estimat
 endif
 
 bench: $(BENCHMARKS) ## every benchmark that ends within the hour
+	$(PY) -m benchmarks.trl_learner
+	$(PY) -m benchmarks.trl_step --pairs 5
+	$(PY) -m benchmarks.learner_memory
+
+bench-long: install ## hours, resumable: to 90 % held-out pass@1 against TRL (interrupt it; the same command goes on)
+	$(PY) -m benchmarks.trl_time_to_90 $(ARGS)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info

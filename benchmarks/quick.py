@@ -1,4 +1,5 @@
-"""The figures of a few minutes: rollout against vLLM's own, sync against a memory copy, and a short real run.
+"""The figures of a few minutes: a short real run, rollout against vLLM's own, sync against a memory copy,
+learner and whole step against TRL (which is installed into .bench/trl on first use).
 
     python -m benchmarks.quick
 
@@ -52,7 +53,13 @@ def short_run() -> tuple[list[Figure], dict[str, object]]:
 def main() -> None:
     figures, details = short_run()
     report("short_run", figures, details)
-    for benchmark, arguments in (("rollout", ["--repeats", "3"]), ("sync", ["--repeats", "10"])):
+    others = (
+        ("rollout", ["--repeats", "3"]),
+        ("sync", ["--repeats", "10"]),
+        ("trl_learner", ["--models", "embedded", "--repeats", "3"]),
+        ("trl_step", ["--pairs", "1"]),
+    )
+    for benchmark, arguments in others:
         subprocess.run([sys.executable, "-m", f"benchmarks.{benchmark}", *arguments], check=True)
 
 
