@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench bench-long clean
+.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench-verifier bench bench-long clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -69,22 +69,10 @@ chaos: install ## kill -9 of each part of a real run
 bench-quick: install ## the ratios against vLLM, TRL and memory copies, in minutes
 	$(PY) -m benchmarks.quick $(ARGS)
 
-BENCHMARKS := bench-quick
-# A target exists only when its script does: make then says so, instead of pretending.
-ifneq ($(wildcard benchmarks/verifier.py),)
-BENCHMARKS += bench-verifier
-.PHONY: bench-verifier
 bench-verifier: install ## accuracy, speed and tail latency of the verifier
 	$(PY) -m benchmarks.verifier $(ARGS)
-endif
-ifneq ($(wildcard benchmarks/estimators.py),)
-BENCHMARKS += bench-estimators
-.PHONY: bench-estimators
-bench-estimators: install ## 10,000 problems x 1,024 samples through the estimators of reasoner/scaling.py
-	$(PY) -m benchmarks.estimators $(ARGS)
-endif
 
-bench: $(BENCHMARKS) ## every benchmark that ends within the hour
+bench: bench-quick bench-verifier ## every benchmark that ends within the hour
 	$(PY) -m benchmarks.trl_learner
 	$(PY) -m benchmarks.trl_step --pairs 5
 	$(PY) -m benchmarks.learner_memory
