@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from reasoner.errors import UsageError
+from reasoner.plugins import load_function
 from reasoner.types import Group
 
 Rewards = Sequence[np.ndarray]  # groups of (G,) float, NaN where masked
@@ -99,12 +100,16 @@ def compute_advantages(
 
 
 def find_estimator(estimator: str | Estimator) -> Estimator:
-    """The function of that name; a function passes through. Raises `UsageError` for an unknown name."""
+    """The function of that name, or the `module:function`; a function passes through. Raises `UsageError`
+    for an unknown name."""
     if callable(estimator):
         return estimator
+    if ":" in estimator:
+        return load_function("estimator", estimator)
     if estimator not in ESTIMATORS:
         raise UsageError(
-            f"unknown estimator {estimator!r}: expected one of {', '.join(ESTIMATORS)}, or a function"
+            f"unknown estimator {estimator!r}: expected one of {', '.join(ESTIMATORS)}, "
+            "module:function, or a function"
         )
     return ESTIMATORS[estimator]
 

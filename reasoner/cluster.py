@@ -11,9 +11,9 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ import ray
 from envs.tasks import load_tasks
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
-from reasoner.fingerprint import fingerprint
+from reasoner.learner_actor import LearnerActor, weight_transfer
 from reasoner.logs import log_to
 from reasoner.model_source import ModelSource
 from reasoner.reaper import guard_children
-from reasoner.types import SamplingParams, Task, TrainBatch
+from reasoner.types import SamplingParams, Task
 from rollouts.dispatch import Dispatcher
 from rollouts.fleet import Fleet, State
 from rollouts.launchers import ExternalLauncher, ServerLauncher, WorkerLauncher
@@ -47,24 +47,31 @@ class Processes:
     workers: Fleet
     log_dir: Path
     base: Path | None = None
-    learner: Any = None
+    learner: Any = None  # rank 0, which commands the others
+    learner_peers: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.dispatcher = Dispatcher(self.servers, self.workers)
 
     def start_learner(self, model: Path) -> Any:
-        """Starts the learner with the weights in `model`, in place of one that died; the reference is ready
-        when it is."""
-        if self.learner is not None:
-            ray.kill(self.learner)
+        """Starts the learner's ranks with the weights in `model`, in place of those that were; the reference
+        is ready when they are."""
+        self._kill_learner()
         share = 0.5 if self.config.cluster.colocate else 1.0
         actor = ray.remote(
             num_cpus=1,
             num_gpus=share * _on_gpu(self.config),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.config.learner.threads)}},
         )(LearnerActor)
-        self.learner = actor.remote()
-        return self.learner.setup.remote(str(model), str(self.base), self.config, self.log_dir)
+        self.learner, *self.learner_peers = [actor.remote() for _ in range(self.config.learner.ranks)]
+        return self.learner.setup.remote(
+            str(model), str(self.base), self.config, self.log_dir, self.learner_peers
+        )
+
+    def _kill_learner(self) -> None:
+        for actor in [self.learner, *self.learner_peers]:
+            if actor is not None:
+                ray.kill(actor)
 
     def sleep_servers(self) -> None:
         """Colocated on a GPU: servers give their memory back while the learner works."""
@@ -87,8 +94,7 @@ class Processes:
         ray.wait(closing, num_returns=len(closing), timeout=2) if closing else None
         self.workers.close()
         self.servers.close()
-        if self.learner is not None:
-            ray.kill(self.learner)
+        self._kill_learner()
 
 
 class WorkerActor:
@@ -121,75 +127,6 @@ class WorkerActor:
 
     async def close(self) -> None:
         self.worker.verifiers.close()
-
-
-class LearnerActor:
-    """The learner and its side of the weight sync, in a process of its own."""
-
-    def setup(self, model_path: str, base_path: str, config: Config, log_dir: Path) -> None:
-        import torch
-
-        from reasoner.learner import Learner, LearnerConfig
-
-        log_to(log_dir / "learner.log")
-        self.config, keys = config, config.learner
-        device = keys.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.learner = Learner(
-            model_path,
-            LearnerConfig.of(keys),
-            temperature=config.rollout.temperature,
-            seed=config.seed,
-            device=device,
-            reference_path=base_path,
-        )
-        self.transfer = _transfer(device, config)
-        self.connected: list[str] = []
-
-    def update(self, batch: TrainBatch, lr_scale: float) -> Any:
-        return self.learner.update(batch, lr_scale)
-
-    def sync(self, version: int, servers: Mapping[str, Sampler]) -> Any:
-        """The present weights to these servers, proved by a logprob probe before any of them serves again.
-        Those that failed are in the report's `failures`."""
-        from reasoner.weight_sync import ServersFailed, WeightSync
-
-        keys = self.config.learner
-        if not self.connected:
-            self.weight_sync = WeightSync(
-                list(servers.values()),
-                self.transfer,
-                score=self.learner.score,
-                temperature=self.config.rollout.temperature,
-                dtype="bfloat16" if keys.dtype == "bfloat16" else self.config.server.dtype,  # the coarser
-            )
-        elif self.connected != list(servers):
-            self.weight_sync.replace_servers(list(servers.values()))
-        self.connected = list(servers)
-        try:
-            return self.weight_sync.sync(self.learner.model, version)
-        except ServersFailed as error:
-            return replace(error.report, failures=error.failures)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """What decides the last bits of an update in this process."""
-        return fingerprint(self.learner)
-
-    def save(self, path: Path) -> None:
-        self.learner.save(path)
-        self.learner.save_trainer(path / "trainer")
-
-    def load_trainer(self, path: Path) -> None:
-        self.learner.load_trainer(path / "trainer")
-
-
-def _transfer(device: str, config: Config) -> str:
-    """vLLM's weight-transfer backend: a mapped file on CPU, CUDA IPC on one shared GPU, else NCCL (the two
-    GPU ones were not run by us)."""
-    if device == "cpu":
-        return "shared_memory"
-    return "ipc" if config.cluster.colocate else "nccl"
 
 
 def context_tokens(config: Config, model: ModelSource) -> int:
@@ -369,7 +306,7 @@ def server_config(config: Config, model: ModelSource) -> ServerConfig:
         tensor_parallel_size=server.tensor_parallel,
         gpu_memory_utilization=server.gpu_memory_utilization,
         enable_sleep_mode=device == "cuda" and config.cluster.colocate,
-        weight_transfer=_transfer(device, config),
+        weight_transfer=weight_transfer(device, config),
     )
 
 
@@ -378,6 +315,9 @@ def _check_devices(config: Config) -> None:
         raise UsageError("cluster.colocate shares a GPU, and there is none: leave it off on CPU")
     if config.learner.device == "cuda" and not ray.cluster_resources().get("GPU"):
         raise UsageError("learner.device is cuda, but Ray sees no GPU")
+    ranks, gpus = config.learner.ranks, int(ray.cluster_resources().get("GPU", 0))
+    if _on_gpu(config) and ranks > gpus:
+        raise UsageError(f"learner.ranks is {ranks}, but Ray sees {gpus} GPUs")
 
 
 def _external_samplers(config: Config, model: ModelSource) -> list[HTTPSampler]:

@@ -10,12 +10,45 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from reasoner.errors import UsageError
+from reasoner.plugins import function_name
+
+
+def _named_function(kind: str, names: Sequence[str]) -> BeforeValidator:
+    """One of the names, `module:function`, or a function, which becomes the latter."""
+
+    def check(value: Any) -> Any:
+        if callable(value):
+            return function_name(kind, value)
+        if value in names or (isinstance(value, str) and ":" in value):
+            return value
+        raise ValueError(f"expected one of {', '.join(names)}, or module:function")
+
+    return BeforeValidator(check)
+
+
+Estimator = Annotated[str, _named_function("estimator", ("grpo", "dr_grpo", "rloo", "reinforce_pp"))]
+Loss = Annotated[str, _named_function("loss", ("cispo", "ppo_clip", "gspo", "reinforce"))]
+
+_WHOLE = (
+    "training samples the whole distribution, because the learner cannot score tokens of a cut or penalised "
+    "one: leave it out"
+)
+#: What is not to be configured: the value that changes nothing (accepted in files), and why no other is.
+REFUSED: dict[str, tuple[float, str]] = {
+    "rollout.top_p": (1, _WHOLE),
+    "rollout.top_k": (0, _WHOLE),
+    "rollout.min_p": (0, _WHOLE),
+    "rollout.repetition_penalty": (1, _WHOLE),
+    "rollout.presence_penalty": (0, _WHOLE),
+    "rollout.frequency_penalty": (0, _WHOLE),
+    "learner.weight_decay": (0, "updates decay no weights; kl_coef holds the policy near the base model"),
+}
 
 
 class Section(BaseModel):
@@ -43,9 +76,6 @@ class RolloutConfig(Section):
     group_size: int = Field(16, ge=1, description="rollouts of each task, G")
     max_tokens: int = Field(128, ge=1, description="longest completion, tokens")
     temperature: float = Field(1.0, gt=0, le=10, description="sampling temperature")
-    top_p: float = Field(
-        1.0, description="must be 1 in training: behaviour logprobs need the whole distribution"
-    )
     stop: tuple[str, ...] = Field((), description="texts that end a completion, beside the end token")
     workers: int = Field(1, ge=1, description="Ray rollout workers")
 
@@ -79,12 +109,15 @@ class ServerKeys(Section):
 
 
 class LearnerKeys(Section):
-    estimator: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"] = Field(
-        "rloo", description="advantage estimator (baseline over the group, or over the batch)"
+    estimator: Estimator = Field(
+        "rloo",
+        description="advantage estimator: grpo, dr_grpo, rloo (baseline over the group), reinforce_pp (over "
+        "the batch), or module:function of your own",
     )
     batch_normalise: bool = Field(True, description="divide advantages by their deviation over the batch")
-    loss: Literal["cispo", "ppo_clip", "gspo", "reinforce"] = Field(
-        "cispo", description="policy-gradient loss"
+    loss: Loss = Field(
+        "cispo",
+        description="policy-gradient loss: cispo, ppo_clip, gspo, reinforce, or module:function of your own",
     )
     aggregation: Literal["prompt", "token", "sequence", "constant"] = Field(
         "prompt", description="how token losses are averaged"
@@ -108,16 +141,19 @@ class LearnerKeys(Section):
     decay: Literal["none", "linear"] = Field(
         "linear", description="learning-rate decay to 0 over the run's steps"
     )
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     grad_clip: float = Field(0.5, gt=0, description="largest gradient norm")
     minibatches: int = Field(1, ge=1, description="optimizer steps a batch")
     micro_batch_tokens: int = Field(16384, ge=16, description="tokens of one forward pass")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="compute type; master weights are fp32"
     )
+    lora_rank: int = Field(
+        0, ge=0, description="train LoRA adapters of this rank (merged for servers); 0: all weights"
+    )
+    ranks: int = Field(1, ge=1, description="learner processes the model is sharded over (FSDP2)")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda")
-    threads: int = Field(2, ge=1, description="CPU threads of the learner")
+    threads: int = Field(2, ge=1, description="CPU threads of each learner process")
 
 
 class EvalConfig(Section):
@@ -162,11 +198,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
-        if self.rollout.top_p != 1.0:
-            raise ValueError(
-                f"rollout.top_p is {self.rollout.top_p}: training samples the whole distribution, because "
-                "the learner cannot score tokens of a cut one; leave it at 1"
-            )
         if self.rollout.group_size < 2 and self.learner.estimator in ("grpo", "dr_grpo", "rloo"):
             raise ValueError(
                 f"rollout.group_size is {self.rollout.group_size}, but the estimator "
@@ -214,6 +245,10 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
             raise UsageError(f"cannot read {path} as TOML: {e}") from None
         tree.pop("provenance", None)  # written into a run's own config.toml
     known = {key for key, _, _ in config_keys()}
+    for key, (neutral, _) in REFUSED.items():
+        section, _, leaf = key.partition(".")
+        if isinstance(tree.get(section), dict) and tree[section].get(leaf) == neutral:
+            del tree[section][leaf]
     for key in _dotted(tree):
         _check_known(key, known, str(path))
     for key, value in (overrides or {}).items():
@@ -276,6 +311,8 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _check_known(key: str, known: set[str], where: str) -> None:
     if key in known:
         return
+    if key in REFUSED:
+        raise UsageError(f"{key} in {where}: {REFUSED[key][1]}")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.3)
     leaf = [k for k in sorted(known) if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     nearest = (leaf or near or [""])[0]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from reasoner.errors import UsageError
+from reasoner.plugins import load_function
 
 
 @dataclass(frozen=True)
@@ -108,11 +109,16 @@ DEFAULT_EPS: dict[str, tuple[float, float]] = {"ppo_clip": (0.2, 0.28), "gspo": 
 
 
 def find_loss(loss: str | LossFn) -> LossFn:
-    """The function of that name; a function passes through. Raises `UsageError` for an unknown name."""
+    """The function of that name, or the `module:function`; a function passes through. Raises `UsageError`
+    for an unknown name."""
     if callable(loss):
         return loss
+    if ":" in loss:
+        return load_function("loss", loss)
     if loss not in LOSSES:
-        raise UsageError(f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}, or a function")
+        raise UsageError(
+            f"unknown loss {loss!r}: expected one of {', '.join(LOSSES)}, module:function, or a function"
+        )
     return LOSSES[loss]
 
 

@@ -21,6 +21,7 @@ from reasoner.durable import disk_errors, write_atomically
 from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
 from reasoner.model_source import ModelSource, resolve_model
+from reasoner.plugins import load_function
 from verifiers import load_verifier
 
 FREE_DISK_GIB = 1.0
@@ -61,6 +62,9 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
     config = _with_verifier(config, verifier)
     spec = verifier if verifier is not None else config.verifier.name
     load_verifier(spec)
+    for kind, function in (("estimator", config.learner.estimator), ("loss", config.learner.loss)):
+        if ":" in function:
+            load_function(kind, function)
     flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
     _check_disk(path, model)
     if resume:

@@ -20,7 +20,10 @@ def test_fewer_than_sixty_keys_and_each_has_help():
         (["--lerner.lr", "1"], "did you mean 'learner.lr'"),
         (["--lr", "1"], "did you mean 'learner.lr'"),
         (["--rollout.group_size", "1"], "use at least 2"),
-        (["--rollout.top_p", "0.9"], "leave it at 1"),
+        (["--rollout.top_p", "0.9"], "rollout.top_p .* whole distribution"),
+        (["--rollout.top-k=40"], "rollout.top_k .* whole distribution"),
+        (["--learner.weight_decay=0.1"], "kl_coef"),
+        (["--learner.estimator", "rlo"], "learner.estimator: expected one of grpo"),
         (["--server.context_tokens", "100", "--rollout.max_tokens", "100"], "no room for a prompt"),
         (["--name", "../escape"], "must stay inside runs/"),
         (["--name", "a/b"], "must stay inside runs/"),
@@ -57,6 +60,24 @@ def test_bad_toml(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UsageError):
         load_config(path)
+
+
+def test_what_is_refused_may_stand_in_a_file_where_it_changes_nothing(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("[rollout]\ntop_p = 1.0\n[learner]\nweight_decay = 0.0\n")
+    assert load_config(path) == Config()
+    path.write_text("[rollout]\ntop_p = 0.9\n")
+    with pytest.raises(UsageError, match=r"rollout.top_p in .*c.toml"):
+        load_config(path)
+
+
+def test_an_own_function_is_recorded_by_its_name():
+    assert config("--learner.loss", "mine:loss").learner.loss == "mine:loss"
+    assert config("--learner.estimator=my/file.py:mean").learner.estimator == "my/file.py:mean"
+    learner = Config(learner={"loss": config_toml, "estimator": load_config}).learner
+    assert (learner.loss, learner.estimator) == ("reasoner.config:config_toml", "reasoner.config:load_config")
+    with pytest.raises(UsageError, match="module of its own"):
+        Config(learner={"loss": lambda *tensors: None})
 
 
 def test_missing_file():

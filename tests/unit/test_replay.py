@@ -115,7 +115,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("replay")
     model = make_model(folder / "model")
     return make_run(folder / "run", model), make_run(
-        folder / "resumed", model, resumed_with={"lr": 1e-3, "weight_decay": 0.1, "minibatches": 2}
+        folder / "resumed", model, resumed_with={"lr": 1e-3, "grad_clip": 0.1, "minibatches": 2}
     )
 
 

@@ -1,0 +1,157 @@
+"""The learner as a Ray actor: one process, or several of which the loop knows only the first.
+
+Rank 0 has the other ranks do whatever it is asked to do, at the same time. When one of them dies, rank 0's
+connections to it break; it then ends itself, so that the loop sees one dead learner and starts all anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from reasoner.config import Config
+from reasoner.errors import ReasonerError
+from reasoner.fingerprint import fingerprint
+from reasoner.logs import log_to
+from reasoner.types import TrainBatch
+from rollouts.sampler import Sampler
+
+log = logging.getLogger(__name__)
+
+REASON_S = 10.0  # what the other ranks have to say once a call has failed here
+
+
+class LearnerActor:
+    """One rank of the learner and its side of the weight sync, in a process of its own."""
+
+    def setup(
+        self,
+        model_path: str,
+        base_path: str,
+        config: Config,
+        log_dir: Path,
+        peers: Sequence[Any] = (),
+        rank: int = 0,
+        address: str = "",
+    ) -> None:
+        """`peers`: on rank 0 the other ranks, which it sets up; on those: their `rank`, and where to meet."""
+        import torch
+
+        from reasoner.learner import Learner, LearnerConfig
+        from reasoner.ranks import Ranks, rendezvous
+
+        log_to(log_dir / (f"learner-{rank}.log" if rank else "learner.log"))
+        self.config, keys = config, config.learner
+        device = keys.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.peers = list(peers)
+        if peers:
+            address = rendezvous(ray.util.get_node_ip_address())
+        calls = [
+            peer.setup.remote(model_path, base_path, config, log_dir, (), i, address)
+            for i, peer in enumerate(peers, start=1)
+        ]
+        self.learner = Learner(
+            model_path,
+            LearnerConfig.of(keys),
+            temperature=config.rollout.temperature,
+            seed=config.seed,
+            device=device,
+            reference_path=base_path,
+            ranks=Ranks.join(rank, keys.ranks, address, device),
+        )
+        ray.get(calls)
+        self.transfer = weight_transfer(device, config)
+        self.connected: list[str] = []
+
+    def update(self, batch: TrainBatch, lr_scale: float) -> Any:
+        with self._together("update", batch, lr_scale):
+            result = self.learner.update(batch, lr_scale)
+        return None if self.learner.ranks.rank else result
+
+    def sync(self, version: int, servers: Mapping[str, Sampler]) -> Any:
+        """The present weights to these servers, proved by a logprob probe before any of them serves again.
+        Those that failed are in the report's `failures`."""
+        with self._together("sync", version, servers):
+            return self._sync(version, servers)
+
+    def _sync(self, version: int, servers: Mapping[str, Sampler]) -> Any:
+        from reasoner.weight_sync import ServersFailed, WeightSync
+
+        keys, rank = self.config.learner, self.learner.ranks.rank
+        if not self.connected:
+            self.weight_sync = WeightSync(
+                list(servers.values()),
+                self.transfer,
+                score=self.learner.lead_score,
+                temperature=self.config.rollout.temperature,
+                dtype="bfloat16" if keys.dtype == "bfloat16" else self.config.server.dtype,  # the coarser
+                rank=rank,
+            )
+        elif self.connected != list(servers):
+            self.weight_sync.replace_servers(list(servers.values()))
+        self.connected = list(servers)
+        try:
+            report = self.weight_sync.sync(self.learner.model, version)
+        except ServersFailed as error:
+            report = replace(error.report, failures=error.failures)
+        self.learner.follow() if rank else self.learner.release()
+        return report
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the last bits of an update in this process."""
+        return fingerprint(self.learner)
+
+    def save(self, path: Path) -> None:
+        with self._together("save", path):
+            self.learner.save(path)
+            self.learner.save_trainer(path / "trainer")
+
+    def load_trainer(self, path: Path) -> None:
+        with self._together("load_trainer", path):
+            self.learner.load_trainer(path / "trainer")
+
+    @contextmanager
+    def _together(self, method: str, *args: Any) -> Iterator[None]:
+        """The same call on the other ranks, for the time of the block."""
+        shared = [ray.put(arg) for arg in args] if self.peers else []
+        calls = [getattr(peer, method).remote(*shared) for peer in self.peers]
+        try:
+            yield
+        except Exception:
+            self.learner.ranks.leave()  # nobody is to wait for this rank in vain
+            _raise_reason(calls)
+            raise
+        ray.get(calls)
+
+
+def _raise_reason(calls: Sequence[Any]) -> None:
+    """When a call failed because another rank died or refused: ends this process too, or says why."""
+    for call in calls:
+        try:
+            ray.get(call, timeout=REASON_S)
+        except ray.exceptions.RayActorError as error:
+            log.exception("another rank of the learner died: %s", error)
+            os._exit(1)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ReasonerError):
+                raise error.cause from None
+            log.error("another rank failed: %s", error)
+        except ray.exceptions.GetTimeoutError:
+            log.error("another rank did not notice")
+
+
+def weight_transfer(device: str, config: Config) -> str:
+    """vLLM's weight-transfer backend: shared memory on CPU, CUDA IPC on one shared GPU, else NCCL (the two
+    GPU ones were not run by us)."""
+    if device == "cpu":
+        return "shared_memory"
+    return "ipc" if config.cluster.colocate else "nccl"

@@ -1,0 +1,64 @@
+"""A function of the user's, by name: `module:attribute` or `path/to/file.py:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reasoner.errors import UsageError
+
+
+def load_function(kind: str, spec: str) -> Callable[..., Any]:
+    """What `spec` names; `kind` ("loss", "estimator") is for messages. Modules are also looked for in the
+    current directory. Raises `UsageError` when it cannot be imported or is not callable."""
+    home, _, attribute = spec.rpartition(":")
+    if not home or not attribute:
+        raise UsageError(f"{kind} {spec!r}: expected 'module:function' or 'path/to/file.py:function'")
+    try:
+        found: Any = _import_file(Path(home)) if home.endswith(".py") else _import_module(home)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # foreign code at import
+        raise UsageError(f"{kind} {spec!r} cannot be imported: {type(error).__name__}: {error}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"{kind} {spec!r}: {home!r} has no attribute {attribute!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"{kind} {spec!r} is a {type(found).__name__}: expected a function")
+    return found
+
+
+def function_name(kind: str, function: Callable[..., Any]) -> str:
+    """The `module:attribute` under which `load_function` finds it again, in another process too.
+
+    Raises `UsageError` for what cannot be found again: lambdas, inner functions, functions of a script."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<lambda>")
+    if not module or module == "__main__" or "<" in name:
+        raise UsageError(
+            f"{kind} {name} cannot be imported by the learner's process, nor when the run is resumed: "
+            "define it at the top of a module of its own"
+        )
+    return f"{module}:{name}"
+
+
+def _import_module(name: str) -> Any:
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return importlib.import_module(name)
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"no such file: {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
