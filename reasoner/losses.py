@@ -68,10 +68,7 @@ def ppo_clip(
     """
     prox = _prox(t)
     ratio = (t.logprobs - prox).exp()  # (N,)
-    loss = -_clipped_objective(ratio, t.advantages, eps_low, eps_high)
-    if ratio_cap is not None:
-        loss = loss * _truncated(prox - t.behaviour_logprobs, ratio_cap)
-    return _total(loss, t), _rates(t, clip_rate=_is_clipped(ratio, t.advantages, eps_low, eps_high))
+    return _clipped_and_corrected(t, ratio, prox - t.behaviour_logprobs, eps_low, eps_high, ratio_cap)
 
 
 def cispo(t: PolicyTensors, eps_low: float, eps_high: float, ratio_cap: float | None) -> tuple[Tensor, Stats]:
@@ -96,10 +93,8 @@ def gspo(t: PolicyTensors, eps_low: float, eps_high: float, ratio_cap: float | N
     """
     prox = _prox(t)
     ratio = _rollout_mean(t.logprobs - prox, t).exp()  # (N,), the same at all tokens of a rollout
-    loss = -_clipped_objective(ratio, t.advantages, eps_low, eps_high)
-    if ratio_cap is not None:
-        loss = loss * _truncated(_rollout_mean(prox - t.behaviour_logprobs, t), ratio_cap)
-    return _total(loss, t), _rates(t, clip_rate=_is_clipped(ratio, t.advantages, eps_low, eps_high))
+    mismatch = _rollout_mean(prox - t.behaviour_logprobs, t)
+    return _clipped_and_corrected(t, ratio, mismatch, eps_low, eps_high, ratio_cap)
 
 
 LOSSES: dict[str, LossFn] = {"reinforce": reinforce, "ppo_clip": ppo_clip, "cispo": cispo, "gspo": gspo}
@@ -132,15 +127,26 @@ def kl_to_reference(logprobs: Tensor, reference_logprobs: Tensor, loss_weight: T
     return (loss_weight * (torch.expm1(log_ratio) - log_ratio)).sum()
 
 
-def _clipped_objective(ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float) -> Tensor:
+def _clipped_and_corrected(
+    t: PolicyTensors,
+    ratio: Tensor,
+    log_mismatch: Tensor,
+    eps_low: float,
+    eps_high: float,
+    ratio_cap: float | None,
+) -> tuple[Tensor, Stats]:
+    """-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) times sg(min(exp(log_mismatch), cap)), all (N,)."""
     clipped = ratio.clamp(1 - eps_low, 1 + eps_high)
-    return torch.minimum(ratio * advantages, clipped * advantages)
-
-
-def _is_clipped(ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float) -> Tensor:
-    """Where the clipped term is the minimum, so that no gradient flows."""
-    raised = (advantages > 0) & (ratio > 1 + eps_high)
-    return raised | ((advantages < 0) & (ratio < 1 - eps_low))
+    loss = -torch.minimum(ratio * t.advantages, clipped * t.advantages)
+    if ratio_cap is not None:
+        loss = loss * _truncated(log_mismatch, ratio_cap)
+    # Where the clipped term is the minimum, no gradient flows.
+    high = (t.advantages > 0) & (ratio > 1 + eps_high)
+    low = (t.advantages < 0) & (ratio < 1 - eps_low)
+    truncated = torch.zeros_like(high) if ratio_cap is None else log_mismatch.exp() > ratio_cap
+    return _total(loss, t), _rates(
+        t, clip_rate=high | low, clip_rate_high=high, clip_rate_low=low, tis_rate=truncated
+    )
 
 
 def _truncated(log_ratio: Tensor, cap: float) -> Tensor:

@@ -86,7 +86,24 @@ def rollout_metrics(groups: Sequence[Group], policy_version: int) -> dict[str, A
         "self_corrected_rate": _mean([self_corrected(r.completion, r.verdict) for r in scored]),
         "staleness_mean": _mean(staleness),
         "staleness_max": max(staleness, default=None),
+        "reward_by_length": reward_by_length([(r.num_action_tokens, float(r.reward or 0)) for r in scored]),
         "families": family_metrics(groups),
+    }
+
+
+def reward_by_length(scored: Sequence[tuple[int, float]]) -> dict[str, dict[str, float]] | None:
+    """The quarters of the scored rollouts from the shortest ("q1") to the longest ("q4"): `tokens`, their
+    mean length, and `reward`, their mean reward. Rollouts of equal length share their mean reward, so that
+    their order decides nothing. None for fewer than four rollouts."""
+    if len(scored) < 4:
+        return None
+    lengths, rewards = np.array(sorted(scored), dtype=float).T
+    _, which = np.unique(lengths, return_inverse=True)
+    rewards = (np.bincount(which, weights=rewards) / np.bincount(which))[which]
+    quarters = zip(np.array_split(lengths, 4), np.array_split(rewards, 4), strict=True)
+    return {
+        f"q{i}": {"tokens": float(tokens.mean()), "reward": float(reward.mean())}
+        for i, (tokens, reward) in enumerate(quarters, start=1)
     }
 
 

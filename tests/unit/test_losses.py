@@ -73,6 +73,7 @@ def test_ppo_by_hand():
     # -min(r A, clip(r, 0.8, 1.3) A): 1, 1.3 (clipped), -1.5, 0.5, -0.8 (clipped)
     assert loss.item() == pytest.approx(-(1.0 + 1.3 - 1.5 + 0.5 - 0.8))
     assert stats["clip_rate"].item() == 2
+    assert (stats["clip_rate_high"].item(), stats["clip_rate_low"].item()) == (1, 1)
     # the gradient of an unclipped token is -r A, of a clipped one 0
     assert gradient(ppo_clip, t, 0.2, 0.3, None) == pytest.approx([-1.0, 0.0, 1.5, -0.5, 0.0])
 
@@ -81,6 +82,8 @@ def test_ppo_corrects_the_sampler_by_the_truncated_ratio():
     # pi_theta / pi_mu = 3 and 1.2, pi_theta / pi_prox = 1 and 1.2, so pi_prox / pi_mu = 3 and 1
     t = tensors([3.0, 1.2], [1.0, 1.0], prox_ratios=[1.0, 1.2])
     assert gradient(ppo_clip, t, 0.5, 0.5, 2.0) == pytest.approx([-2.0, -1.2])
+    assert ppo_clip(t, 0.5, 0.5, 2.0)[1]["tis_rate"].item() == 1
+    assert ppo_clip(t, 0.5, 0.5, None)[1]["tis_rate"].item() == 0
 
 
 def test_without_prox_the_ratio_is_one_and_the_gradient_that_of_reinforce():

@@ -15,6 +15,7 @@ from reasoner.metrics import (
     flatten,
     plain,
     read_metrics,
+    reward_by_length,
     rollout_metrics,
     step_metrics,
 )
@@ -63,6 +64,12 @@ def test_rollout_metrics_by_hand():
         "self_corrected_rate": 1 / 4,
         "staleness_mean": pytest.approx((3 + 1 + 1 + 1 + 1) / 5),
         "staleness_max": 3,
+        "reward_by_length": {
+            "q1": {"tokens": 2.0, "reward": 0.25},
+            "q2": {"tokens": 3.0, "reward": 0.0},
+            "q3": {"tokens": 4.0, "reward": 1.0},
+            "q4": {"tokens": 6.0, "reward": 0.0},
+        },
         "families": {
             "default": {
                 "rollouts": 5,
@@ -72,6 +79,17 @@ def test_rollout_metrics_by_hand():
             }
         },
     }
+
+
+def test_reward_by_length_by_hand():
+    scored = [(9, 1.0), (1, 0.0), (5, 1.0), (5, 0.0), (5, 0.0), (2, 1.0), (5, 0.0), (7, 0.0)]
+    assert reward_by_length(scored) == {
+        "q1": {"tokens": 1.5, "reward": 0.5},
+        "q2": {"tokens": 5.0, "reward": 0.25},
+        "q3": {"tokens": 5.0, "reward": 0.25},  # equal lengths share their mean
+        "q4": {"tokens": 8.0, "reward": 0.5},
+    }
+    assert reward_by_length(scored[:3]) is None
 
 
 def test_metrics_of_nothing_are_null_not_nan():
