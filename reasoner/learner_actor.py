@@ -1,13 +1,15 @@
 """The learner as a Ray actor: one process, or several of which the loop knows only the first.
 
 Rank 0 has the other ranks do whatever it is asked to do, at the same time. When one of them dies, rank 0's
-connections to it break; it then ends itself, so that the loop sees one dead learner and starts all anew.
+connections to it break; it then ends itself, so that the loop sees one dead learner and starts all anew. A
+rank that fails with an error says so and ends too, since the others would wait for it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +28,7 @@ from rollouts.sampler import Sampler
 log = logging.getLogger(__name__)
 
 REASON_S = 10.0  # what the other ranks have to say once a call has failed here
+LAST_WORDS_S = 2.0  # from an error of a rank to its end, for the error to be delivered
 
 
 class LearnerActor:
@@ -127,9 +130,12 @@ class LearnerActor:
         try:
             yield
         except Exception:
-            self.learner.ranks.leave()  # nobody is to wait for this rank in vain
-            _raise_reason(calls)
-            raise
+            try:
+                _raise_reason(calls)
+                raise
+            finally:
+                if self.learner.ranks.size > 1:  # out of step for good: nobody is to wait for this rank
+                    threading.Timer(LAST_WORDS_S, os._exit, (1,)).start()
         ray.get(calls)
 
 

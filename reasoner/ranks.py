@@ -40,7 +40,7 @@ class Ranks:
         return cls(rank, size, device)
 
     def leave(self) -> None:
-        """Closes the connections: a rank that waits for this one gets an error instead of waiting on."""
+        """Closes the connections, once all ranks are done."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
