@@ -7,12 +7,14 @@ may do to a disk that lies about fsync is out of scope.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from reasoner.errors import ReasonerError
+from reasoner.errors import ReasonerError, UsageError
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -50,6 +52,20 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def only_writer(directory: Path) -> IO[bytes]:
+    """Holds the lock of a run directory until the returned file is closed or the process dies.
+
+    Raises `UsageError` when another one holds it: two writers would ruin a run."""
+    with disk_errors(directory):
+        file = open(directory / ".lock", "ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(f"{directory} is being trained by another process: stop that one first") from None
+    return file
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -229,7 +229,7 @@ class Recomputation:
             return
         path = self._store.path(step)
         if not is_complete(path):
-            self.checkpoints[step] = "another hash; deleted since, so not compared by tensor"
+            self.checkpoints[step] = "other weights (sha256); deleted since, so not compared by tensor"
             if self.exact:
                 self._judge(step, "weights", "weights (their sha256)", float("inf"))
             return
@@ -246,7 +246,9 @@ class Recomputation:
             share = gap / moved if moved else float("inf")
             differing, worst = differing + 1, max(worst, share)
             self._judge(step, "weights", f"weights {name}", share)
-        self.checkpoints[step] = f"{differing} tensors differ, by up to {worst:.2g} of their way"
+        self.checkpoints[step] = (
+            f"{differing} tensors differ, by up to {worst:.2g} of the way trained since step {self.start}"
+        )
 
 
 def config_at(configs: Sequence[tuple[int | None, Config]], step: int) -> Config:

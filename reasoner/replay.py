@@ -203,7 +203,9 @@ def _describe_updates(u: Recomputation) -> Iterator[str]:
     if u.exact:
         yield "fingerprint   the run's: bits must agree"
     else:
-        said = ", ".join(f"{name} {old} → {new}" for name, (old, new) in u.fingerprint_differences.items())
+        said = ", ".join(
+            f"{name} {_short(old)} → {_short(new)}" for name, (old, new) in u.fingerprint_differences.items()
+        )
         yield f"fingerprint   differs, so a tolerance holds: {said or 'a GPU adds in no fixed order'}"
     none = f", {u.without_update} steps had no signal" if u.without_update else ""
     yield f"updates       {u.updates} recomputed, {u.tokens} action tokens{none}"
@@ -239,6 +241,12 @@ def _share(rewards: Rewards) -> float:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def _short(value: Any) -> str:
+    """Hashes are told apart by their beginning."""
+    text = str(value)
+    return f"{text[:8]}…" if len(text) == 64 else text
 
 
 def _all_identical(u: Recomputation) -> bool:

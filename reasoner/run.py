@@ -11,13 +11,13 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from envs.tasks import TaskSource, load_tasks
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.cluster import context_tokens
 from reasoner.config import Config, config_toml, load_config
-from reasoner.durable import disk_errors, write_atomically
+from reasoner.durable import disk_errors, only_writer, write_atomically
 from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
 from reasoner.model_source import ModelSource, resolve_model
@@ -38,6 +38,7 @@ class Run:
     template: str  # "base", "chat", or a text with {prompt}
     verifier: Any
     flops: FlopCounter
+    lock: IO[bytes]  # held as long as the run is written to; close it after that
     checkpoint: Path | None = None  # what a resumed run goes on from
     messages: tuple[str, ...] = ()  # what the user should know before it starts
 
@@ -68,14 +69,19 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
     flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
     _check_disk(path, model)
     if resume:
-        checkpoint, messages = _resume_point(path, config)
-        _write_config(path, config)
-        newest = resolve_model(str(checkpoint))
-        return Run(path, config, newest, model, template, spec, flops, checkpoint, messages)
+        lock = only_writer(path)
+        try:
+            checkpoint, messages = _resume_point(path, config)
+            _write_config(path, config)
+            newest = resolve_model(str(checkpoint))
+        except BaseException:
+            lock.close()
+            raise
+        return Run(path, config, newest, model, template, spec, flops, lock, checkpoint, messages)
     with disk_errors(path):
         (path / "logs").mkdir(parents=True)
     _write_config(path, config)
-    return Run(path, config, model, model, template, spec, flops)
+    return Run(path, config, model, model, template, spec, flops, only_writer(path))
 
 
 def _resume_point(path: Path, config: Config) -> tuple[Path, tuple[str, ...]]:

@@ -99,6 +99,8 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
                     processes.stop()
     except (ray.exceptions.RayError, ReasonerError) as e:
         raise _explained(cluster.unwrap(e), run) from None
+    finally:
+        run.lock.close()
     return run.path
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from reasoner.replay import describe, replay
+
 pytestmark = pytest.mark.slow
 
 SMALL = [
@@ -109,6 +111,13 @@ def test_a_run_keeps_the_contract_and_resumes(tmp_path):
     assert lines[3]["policy_version"] == 2
     assert (path / "checkpoints" / "step_000007" / "tokenizer.json").is_file()
 
+    replayed = run("replay", str(path), "--json=replay.json", cwd=tmp_path)
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    assert "reproduced, bit for bit" in replayed.stdout
+    found = json.loads((tmp_path / "replay.json").read_text())
+    assert found["rewards"]["checked"] == 7 * 4 * 4 and found["rewards"]["disagreements"] == []
+    assert found["updates"]["checkpoints"] == dict.fromkeys(map(str, range(8)), "identical")
+
     evaluated = run("eval", str(path), "--samples=2", "--json=eval.json", cwd=tmp_path)
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
     split = json.loads((tmp_path / "eval.json").read_text())["splits"]["held_out"]
@@ -123,6 +132,9 @@ def test_asynchronous_run_has_bounded_staleness(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     staleness = [line["staleness_max"] for line in metrics(tmp_path / "runs" / "a")[1:]]
     assert max(staleness) <= 2 and max(staleness) > 0
+    result = replay(tmp_path / "runs" / "a")
+    assert result.reproduced and result.updates.exact, list(describe(result))
+    assert result.updates.checkpoints == {0: "identical", 5: "identical"}
 
 
 @pytest.mark.parametrize(("stop", "after_lines"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])

@@ -22,11 +22,22 @@ def run(tmp_path) -> Path:
 
     for step in (2, 4, 6):
         store.save(step, write, {"seconds": 1.0})
+    made.lock.close()
     return made.path
 
 
 def resume(path: Path, **overrides):
-    return prepare(reopen(path, overrides)[1], resume=path)
+    resumed = prepare(reopen(path, overrides)[1], resume=path)
+    resumed.lock.close()
+    return resumed
+
+
+def test_a_run_has_one_writer(run):
+    first = prepare(reopen(run, {})[1], resume=run)
+    with pytest.raises(UsageError, match="is being trained by another process"):
+        resume(run)
+    first.lock.close()
+    assert resume(run).checkpoint is not None
 
 
 def test_a_truncated_checkpoint_is_passed_over_with_a_message(run):
