@@ -30,7 +30,7 @@ from reasoner.update import PreparedUpdate, lr_scale, prepare_update, select_gro
 #: What still counts as reproduced where the fingerprint differs (docs/replay.md says how it was measured):
 #: advantages and logprobs as the largest |difference| of one entry, gradient norms relative, weights as
 #: |difference| / |distance from the start of the replay|, both Euclidean norms over one tensor.
-TOLERANCE = {"advantage": 1e-9, "learner_logprobs": 0.05, "grad_norm": 0.05, "weights": 0.1}
+TOLERANCE = {"advantage": 1e-9, "learner_logprobs": 1e-3, "grad_norm": 0.01, "weights": 0.01}
 NO_FINGERPRINT = {"fingerprint": ["none recorded", "this process's"]}
 
 

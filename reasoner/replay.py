@@ -194,7 +194,8 @@ def _shown(rewards: Rewards) -> Iterator[str]:
     for d in rewards.disagreements[:SHOWN]:
         where = f"step {d.step}, group {d.group_index}, rollout {d.rollout} ({d.task_id})"
         old, new = d.recorded, d.found
-        yield f"              {where}: {old.status} {old.reward} → {new.status} {new.reward}  {new.detail}"
+        verdicts = f"{old.status} {old.reward} → {new.status} {new.reward}"
+        yield f"              {where}: {verdicts}" + (f" ({new.detail})" if new.detail else "")
     if len(rewards.disagreements) > SHOWN:
         yield f"              … and {len(rewards.disagreements) - SHOWN} more (--json has them all)"
 
