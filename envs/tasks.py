@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from operator import attrgetter
@@ -31,6 +31,8 @@ SOURCES = {
     "tool_use": "envs.tool_use:from_spec",
     "rg": "envs.reasoning_gym:from_spec",
 }
+#: Standard sets for evaluation, by name or as NAME:FILE (`envs.benchmarks`).
+BENCHMARKS = ("gsm8k", "math500", "aime24", "aime25", "amc23")
 _FIELDS = ("prompt", "reference", "id", "family", "difficulty", "split", "metadata")
 
 
@@ -140,19 +142,13 @@ class FileTasks(SingleTurnTasks):
 
 
 def read_tasks(path: Path, seed: int = 0) -> FileTasks:
-    """Tasks of a JSONL file: `prompt` and `reference`, optionally `id`, `family`, `difficulty`, `split`,
-    `metadata`. UsageError naming file and line for every line that is not such a task."""
+    """Tasks of a JSONL or Parquet file: `prompt` and `reference`, optionally `id`, `family`, `difficulty`,
+    `split`, `metadata`. UsageError naming file and line for every line that is not such a task."""
     groups: dict[str, list[Task]] = {"train": [], **{s: [] for s in SPLITS}}
     ids: dict[str, int] = {}
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UsageError(f"cannot read the tasks in {path}: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, fields in read_rows(path):
         try:
-            split, task = _task_of_line(json.loads(line.decode("utf-8")), f"{path.stem}/{number}")
+            split, task = _task_of_line(fields, f"{path.stem}/{number}")
         except (ValueError, TypeError) as error:
             raise UsageError(f"{path}:{number}: {error}") from None
         if task.id in ids:
@@ -162,6 +158,29 @@ def read_tasks(path: Path, seed: int = 0) -> FileTasks:
     if not ids:
         raise UsageError(f"{path} holds no tasks")
     return FileTasks(path.stem, tuple(groups.pop("train")), {s: tuple(t) for s, t in groups.items()}, seed)
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number from 1, row) of a JSONL or Parquet file, without the null columns of a Parquet row. UsageError
+    naming file and line for one that cannot be read."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            rows = pq.read_table(path).to_pylist()
+            yield from enumerate(({k: v for k, v in row.items() if v is not None} for row in rows), 1)
+            return
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(f"cannot read the tasks in {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UsageError(f"cannot read the tasks in {path}: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line.decode("utf-8"))
+            except ValueError as error:
+                raise UsageError(f"{path}:{number}: {error}") from None
 
 
 def _task_of_line(fields: Any, default_id: str) -> tuple[str, Task]:
@@ -224,12 +243,16 @@ def _reference(given: Any) -> str | tuple[str, ...]:
 
 def load_tasks(text: str, seed: int = 0) -> TaskSource:
     """The task source named by `text`: one of `SOURCES` with options (`arithmetic:levels=1-2`), a
-    `FILE.jsonl`, `module:attribute` (a TaskSource, or a factory called with `seed`), or several of these with
-    weights (`arithmetic*3,rg:chain_sum(min_terms=2)`).
+    `FILE.jsonl` (or .parquet), one of `BENCHMARKS`, `module:attribute` (a TaskSource, or a factory called
+    with `seed`), or several of these with weights (`arithmetic*3,rg:chain_sum(min_terms=2)`).
 
     UsageError says what is wrong with any other text and names the nearest known source."""
     if Path(text).is_file():
         return read_tasks(Path(text), seed)
+    if text.partition(":")[0] in BENCHMARKS:
+        from envs.benchmarks import load_benchmark
+
+        return load_benchmark(text)
     parts = members(text)
     if len(parts) > 1:
         from envs.mixture import mix
@@ -239,7 +262,7 @@ def load_tasks(text: str, seed: int = 0) -> TaskSource:
 
 
 def _load_one(text: str, seed: int) -> TaskSource:
-    if text.endswith(".jsonl") or Path(text).is_file():
+    if text.endswith((".jsonl", ".parquet")) or Path(text).is_file():
         return read_tasks(Path(text), seed)
     spec = read_spec(text)
     family = spec.head.partition(":")[0]
@@ -250,8 +273,8 @@ def _load_one(text: str, seed: int) -> TaskSource:
     if attribute and module.replace(".", "").replace("_", "").isalnum():
         return _imported(module, attribute, text, seed)
     raise UsageError(
-        f"unknown tasks {text!r}{nearest(family, SOURCES)} "
-        f"Known: {', '.join(SOURCES)}, a .jsonl file, module:attribute."
+        f"unknown tasks {text!r}{nearest(family, [*SOURCES, *BENCHMARKS])} "
+        f"Known: {', '.join([*SOURCES, *BENCHMARKS])}, a .jsonl or .parquet file, module:attribute."
     )
 
 

@@ -279,6 +279,8 @@ def doctor() -> None:
         "reasoner eval runs/first --samples 256          # only the difference is sampled",
         "reasoner eval embedded --samples 16 --budgets 8,16,32 --json eval.json",
         "reasoner eval smollm2 --tasks gsm8k --problems 50 --max-tokens 256",
+        "reasoner eval runs/first --checkpoints all --problems 200 --samples 64",
+        "reasoner eval runs/first --compare evals/embedded-arithmetic-1a2b3c4d",
         "reasoner eval --endpoint http://localhost:8000/v1 --model NAME --tasks mine.jsonl",
     ),
 )
@@ -306,6 +308,9 @@ def doctor() -> None:
 )
 @click.option("--price-in", type=click.FloatRange(0), help="Of a million prompt tokens.")
 @click.option("--price-out", type=click.FloatRange(0), help="Of a million completion tokens.")
+@click.option("--checkpoints", metavar="all|STEPS", help="Of a run: each of them, and the exchange rate.")
+@click.option("--generalisation", is_flag=True, help="Of a run: also memorisation and forgetting.")
+@click.option("--compare", metavar="DIR", type=click.Path(path_type=Path), help="Another evaluation, paired.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write eval.json here as well.")
 @click.option("--out", type=click.Path(path_type=Path), help="Directory of the evaluation. [chosen]")
 def evaluate(**options: Any) -> None:

@@ -87,6 +87,7 @@ class Collector:
         self._params, self._progress, self._seed = params, progress, seed
         self._finished: list[Sample] = []
         self._done = self._tokens = 0  # work done and tokens sampled since the last commit
+        self.tokens_sampled = 0
         self._grading: list[Future[None]] = []
         self._grading_thread = ThreadPoolExecutor(1, thread_name_prefix="grading")
 
@@ -152,6 +153,7 @@ class Collector:
             return
         self._store.add(samples)
         self._progress.add(self._done, self._tokens)
+        self.tokens_sampled += self._tokens
         self._done = self._tokens = 0
         if not self._grader.needs_groups:
             self._grading.append(self._grading_thread.submit(self._grader.grade, samples))

@@ -64,6 +64,9 @@ def _options(given: dict[str, Any]) -> EvalOptions:
         scorer=given["scorer"],
         endpoint=endpoint,
         all_tasks=given["tasks"] is not None,
+        compare=given["compare"],
+        generalisation=given["generalisation"],
+        checkpoints=_steps(given["checkpoints"]),
     )
 
 
@@ -97,6 +100,16 @@ def _is_whole(spec: str) -> bool:
     return bool(getattr(load_tasks(spec), "finite", False))
 
 
+def _steps(text: str | None) -> tuple[int, ...] | None:
+    """`all`, or steps; None when no checkpoints are asked for."""
+    if text is None:
+        return None
+    try:
+        return () if text == "all" else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--checkpoints {text}: write all, or steps such as 0,30,60") from None
+
+
 def _numbers(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
@@ -123,7 +136,41 @@ def show(result: dict[str, Any]) -> None:
         click.echo(f"{name}, by budget:")
         for point in found["points"]:
             _show_point(point)
-    click.echo(f"written: {result['directory']}")
+    for name, found in ((result.get("comparison") or {}).get("splits") or {}).items():
+        for metric, pair in found.items():
+            low, high = pair["ci95"]
+            click.echo(
+                f"{name}: {metric} {pair['difference']:+.3f} against {result['comparison']['other']}  "
+                f"95 % [{low:+.3f}, {high:+.3f}]  p = {pair['p_value']:.3g}  ({pair['problems']} problems)"
+            )
+    if found := result.get("generalisation"):
+        _show_generalisation(found)
+    if rate := result["exchange_rate"]:
+        _show_exchange(rate)
+    click.echo(f"written: {result['directory']} (page: eval.html)")
+
+
+def _show_generalisation(found: dict[str, Any]) -> None:
+    click.echo(
+        "accuracy: " + ", ".join(f"{n} {a:.3f}" for n, a in found["accuracy"].items() if a is not None)
+    )
+    seen = found["memorisation"]
+    if seen["difference"] is not None:
+        low, high = seen["ci95"]
+        click.echo(f"memorisation (seen - fresh): {seen['difference']:+.3f}  95 % [{low:+.3f}, {high:+.3f}]")
+    if forgot := found["forgetting"]:
+        bits = forgot["bits_per_byte"]
+        click.echo(
+            f"forgetting: {bits['base']:.3f} → {bits['evaluated']:.3f} bits a byte of pre-training text"
+        )
+
+
+def _show_exchange(rate: dict[str, Any]) -> None:
+    for target in rate["deployable"]["iso_accuracy"]:
+        parts = []
+        for c in target["checkpoints"]:
+            parts.append(f"{c['checkpoint']}: {'-' if c['samples'] is None else format(c['samples'], '.3g')}")
+        click.echo(f"  maj@k reaches {target['accuracy']:.2f} with k =  {'  '.join(parts)}")
 
 
 def _show_point(point: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from envs.tasks import TaskSource, load_tasks, splits_of
 from reasoner import cluster
+from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.errors import UsageError
 from reasoner.evaluation.budgets import ANSWER_TOKENS, default_force_text, points_of
@@ -25,6 +26,8 @@ from verifiers import load_verifier
 
 _WHOLE_FILE = 1 << 30  # larger weight files are fingerprinted by samples of their bytes
 _PIECE = 1 << 20
+TRAINING_SPLITS = ("train_seen", "train_fresh")
+FRESH = 10**8  # a position in the training stream that no run has reached
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class EvalOptions:
     scorer: str | None = None  # a verifier whose reward ranks samples in best-of-k; None: their mean logprob
     endpoint: Endpoint | None = None  # instead of servers of ours
     all_tasks: bool = False  # tasks without evaluation splits are evaluated whole
+    compare: Path | None = None  # the directory of another evaluation of the same problems
+    generalisation: bool = False  # of a run: also problems of its training, fresh ones, and forgetting
+    checkpoints: tuple[int, ...] | None = None  # of a run: these steps, () for all
+    home: Path | None = None  # where evaluations are kept; None: RUN/eval or evals
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +98,9 @@ def make_plan(config: Config, options: EvalOptions, verifier: Any = None) -> Pla
         load_verifier(options.scorer)
     params = SamplingParams(config.rollout.max_tokens, config.rollout.temperature, config.rollout.stop)
     force = options.force_text if options.force_text is not None else default_force_text(template)
+    tasks = choose_tasks(source, config, options.all_tasks)
+    if options.generalisation:
+        tasks |= training_splits(config)
     name = endpoint.model if endpoint else config.model
     identity = {
         "model": f"{endpoint.url} {endpoint.model}" if endpoint else _model_hash(model.path),  # type: ignore[union-attr]
@@ -113,13 +123,13 @@ def make_plan(config: Config, options: EvalOptions, verifier: Any = None) -> Pla
         source=source,
         template=template,
         verifier=spec,
-        tasks=choose_tasks(source, config, options.all_tasks),
+        tasks=tasks,
         params=params,
         points=points_of(options.budgets, force, options.extend, options.extend_times),
         flops=FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
         if model
         else None,
-        directory=options.out or _directory(config, name, identity),
+        directory=options.out or _directory(config, name, identity, options.home),
         identity=identity,
     )
 
@@ -142,6 +152,39 @@ def choose_tasks(source: TaskSource, config: Config, everything: bool) -> dict[s
     return tasks
 
 
+def run_of(model: str) -> Path | None:
+    """The run that a model is a run, or a checkpoint, of."""
+    path = Path(model)
+    if is_run(model):
+        return reopen(model, {})[0]
+    return path.parent.parent if path.parent.name == "checkpoints" and is_run(path.parent.parent) else None
+
+
+def base_of(model: str) -> tuple[ModelSource, Config]:
+    """The model that a run began from, and the run's own configuration. UsageError for what is no run."""
+    run = run_of(model)
+    if run is None:
+        raise UsageError(f"--generalisation compares with a run's own training, and {model} is no run")
+    _, own = reopen(run, {})
+    return resolve_model(own.model), own
+
+
+def training_splits(config: Config) -> dict[str, tuple[Task, ...]]:
+    """Problems the run was trained on, and fresh ones from the same generator. UsageError for a run whose
+    problems are finite: it has no fresh ones of the same kind."""
+    _, own = base_of(config.model)
+    source = load_tasks(own.tasks.source, own.seed)
+    run = run_of(config.model)
+    latest = None if run is None else CheckpointStore(run).latest()
+    if source.finite or latest is None:
+        raise UsageError(f"--generalisation needs a generator of fresh problems, not {own.tasks.source}")
+    seen = min(load_state(latest)["next_index"], config.eval.problems)
+    names = {
+        name: range(start, start + seen) for name, start in zip(TRAINING_SPLITS, (0, FRESH), strict=True)
+    }
+    return {name: tuple(source.train(i) for i in indices) for name, indices in names.items()}
+
+
 def _with_budgets(config: Config, options: EvalOptions) -> Config:
     """Chains are as long as the largest budget."""
     longest = max((config.rollout.max_tokens, *options.budgets))
@@ -157,14 +200,17 @@ def _with_budgets(config: Config, options: EvalOptions) -> Config:
     return config
 
 
-def _directory(config: Config, name: str, identity: Mapping[str, Any]) -> Path:
+def _directory(config: Config, name: str, identity: Mapping[str, Any], home: Path | None) -> Path:
     """`RUN/eval/…` for a run, else `evals/…`: readable, and one for each fingerprint."""
     fingerprint = blake2b(json.dumps(identity, sort_keys=True).encode(), digest_size=4).hexdigest()
     tasks = _plain(Path(config.tasks.source.split(":")[0]).stem)
+    path = Path(name)
     if is_run(name):
         run, _ = reopen(name, {})
-        return run / "eval" / f"{tasks}-{fingerprint}"
-    return Path("evals") / f"{_plain(Path(name).name or name)}-{tasks}-{fingerprint}"
+        home, path = home or run / "eval", resolve_model(name).path
+    elif path.parent.name == "checkpoints" and is_run(path.parent.parent):
+        home = home or path.parent.parent / "eval"
+    return (home or Path("evals")) / f"{_plain(path.name or name)}-{tasks}-{fingerprint}"
 
 
 def _plain(text: str) -> str:

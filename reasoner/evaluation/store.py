@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 
 from reasoner.durable import disk_error, disk_errors, fsync_file
 from reasoner.errors import ReasonerError, UsageError
-from reasoner.rollout_files import task_to_json
+from reasoner.rollout_files import task_from_json, task_to_json
 from reasoner.types import Task, Verdict
 
 FORMAT_VERSION = 1
 _TABLES = """
 CREATE TABLE IF NOT EXISTS identity (json TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sessions (tokens INTEGER NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS tasks (
     split TEXT, task_id TEXT, task TEXT NOT NULL, PRIMARY KEY (split, task_id)
 );
@@ -97,7 +98,8 @@ class EvalStore:
 
     Raises UsageError when the directory holds another evaluation, ReasonerError when it cannot be written."""
 
-    def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, directory: Path, identity: Mapping[str, Any] | None) -> None:
+        """`identity` None: whatever evaluation is there."""
         self.directory = directory
         self.path = directory / "samples.sqlite"
         self._lock = threading.Lock()
@@ -108,7 +110,13 @@ class EvalStore:
             self._db.execute("PRAGMA journal_mode = WAL").fetchall()
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
-        self._claim({"format": FORMAT_VERSION, **identity})
+        if identity is not None:
+            self._claim({"format": FORMAT_VERSION, **identity})
+
+    @classmethod
+    def reopen(cls, directory: Path) -> EvalStore:
+        """An evaluation that is there already, to read it."""
+        return cls(directory, None)
 
     def _claim(self, identity: Mapping[str, Any]) -> None:
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
@@ -140,6 +148,22 @@ class EvalStore:
                         f"the task {task.id} is not the one that was evaluated in {self.directory}: "
                         "give another directory with --out"
                     )
+
+    def tasks(self, split: str) -> list[Task]:
+        with self._transaction() as db:
+            rows = db.execute("SELECT task FROM tasks WHERE split = ?", (split,)).fetchall()
+        return [task_from_json(text) for (text,) in rows]
+
+    def add_session(self, tokens: int, seconds: float) -> None:
+        """What one stretch of sampling made, and the wall-clock time it took."""
+        with self._transaction() as db:
+            db.execute("INSERT INTO sessions VALUES (?, ?)", (tokens, seconds))
+
+    def seconds_per_token(self) -> float | None:
+        """Over all sampling so far; None before any."""
+        with self._transaction() as db:
+            tokens, seconds = db.execute("SELECT sum(tokens), sum(seconds) FROM sessions").fetchone()
+        return seconds / tokens if tokens else None
 
     def add(self, samples: Sequence[Sample]) -> None:
         """Makes samples durable: they are on disk when this returns."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from reasoner.evaluation.budgets import s1_metrics, standing_for
+from reasoner.evaluation.costs import Prices, costs_of, flops_of
 from reasoner.evaluation.store import CHAIN, Point, Sample
 from reasoner.flops import FlopCounter
 from reasoner.scaling import ProblemSamples, powers_of_two, scaling_table
@@ -91,7 +92,13 @@ def scaling(problems: Sequence[ProblemSamples], seed: int) -> dict[str, Any]:
     return table
 
 
-def split_summary(split: SplitSamples, flops: FlopCounter | None, seed: int) -> dict[str, Any]:
+def split_summary(
+    split: SplitSamples,
+    flops: FlopCounter | None,
+    seed: int,
+    seconds_per_token: float | None = None,
+    prices: Prices | None = None,
+) -> dict[str, Any]:
     """One entry of `splits` in eval.json."""
     samples = [s for group in split.at() for s in group]
     scored = [s for s in samples if s.grade and s.grade.verdict.status not in UNSCORED]
@@ -117,19 +124,7 @@ def split_summary(split: SplitSamples, flops: FlopCounter | None, seed: int) -> 
         "by_difficulty": {level: _rates(of) for level, of in sorted(by_difficulty.items())},
         "by_family": {family: _rates(of) for family, of in sorted(by_family.items())},
         **flops_of(samples, flops),
-    }
-
-
-def flops_of(samples: Sequence[Sample], flops: FlopCounter | None) -> dict[str, float | None]:
-    """Inference FLOPs a sample, prompt and all tokens really spent counted (2·N a token and attention; a
-    prompt that several samples share is counted for each), and a correct answer."""
-    lengths = [s.prompt_tokens + s.tokens for s in samples if s.prompt_tokens is not None]
-    if flops is None or not samples or len(lengths) < len(samples):
-        return {"flops_per_sample": None, "flops_per_correct": None}
-    spent, right = flops.forward(lengths), sum(map(_right, samples))
-    return {
-        "flops_per_sample": spent / len(samples),
-        "flops_per_correct": spent / right if right else None,
+        "costs": costs_of(samples, seconds_per_token, prices),
     }
 
 
@@ -195,6 +190,19 @@ def _budget_point(split: SplitSamples, point: Point, flops: FlopCounter | None, 
         **{name: table[name] for name in ("pass@k", "maj@k", "weighted_maj@k", "best_of_k", "ci95")},
         **flops_of(samples, flops),
     }
+
+
+def unpaired_difference(
+    a: Sequence[ProblemSamples], b: Sequence[ProblemSamples], seed: int, resamples: int = 2000
+) -> dict[str, Any]:
+    """Accuracy on `a` minus accuracy on `b`, other problems, with a 95 % bootstrap interval over problems."""
+    rates = [np.array([p.c / p.n for p in problems]) for problems in (a, b)]
+    if not all(map(len, rates)):
+        return {"difference": None, "ci95": None}
+    rng = np.random.default_rng(seed)
+    drawn = [r[rng.integers(0, len(r), (resamples, len(r)))].mean(axis=1) for r in rates]
+    low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))
+    return {"difference": float(rates[0].mean() - rates[1].mean()), "ci95": [float(low), float(high)]}
 
 
 def _rates(samples: Sequence[Sample]) -> dict[str, Any]:

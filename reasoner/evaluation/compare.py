@@ -1,0 +1,57 @@
+"""Two evaluations of the same problems, paired: differences, their intervals and p-values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reasoner.errors import UsageError
+from reasoner.evaluation.store import EvalStore
+from reasoner.evaluation.summary import SplitSamples, problems_of
+from reasoner.scaling import ProblemSamples, paired_comparison
+
+
+def compare(splits: Sequence[SplitSamples], other: Path, seed: int) -> dict[str, Any]:
+    """`comparison` of eval.json: this evaluation minus `other`, by split, at k = 1 and the largest common k.
+
+    Raises UsageError when `other` is no evaluation, or has no problem of this one."""
+    found: dict[str, Any] = {}
+    for split in splits:
+        mine, theirs = problems_of(split), _problems(other, split)
+        common = {p.task_id for p in theirs}
+        shared = [p for p in mine if p.task_id in common]
+        if shared:
+            most = min(min(p.n for p in shared), min(p.n for p in theirs))
+            found[split.name] = _comparisons(shared, theirs, 2 ** (most.bit_length() - 1), seed)
+    if not found:
+        raise UsageError(f"{other} has no problem in common with this evaluation: compare the same tasks")
+    return {"other": str(other), "model": _model_of(other), "splits": found}
+
+
+def _comparisons(
+    mine: Sequence[ProblemSamples], theirs: Sequence[ProblemSamples], most: int, seed: int
+) -> dict[str, Any]:
+    wanted = [("pass@k", 1), ("pass@k", most), ("maj@k", most)]
+    return {
+        metric.replace("k", str(k)): paired_comparison(mine, theirs, k, seed, metric)
+        for metric, k in dict.fromkeys(wanted)
+    }
+
+
+def _problems(directory: Path, like: SplitSamples) -> list[ProblemSamples]:
+    """The problems of an evaluation's split, those that are the same tasks."""
+    if not (directory / "samples.sqlite").is_file():
+        raise UsageError(f"--compare {directory}: no evaluation is there (no samples.sqlite)")
+    mine = {task.id: task for task in like.tasks}
+    with EvalStore.reopen(directory) as store:
+        stored = {task.id: task for task in store.tasks(like.name)}
+        same = [task for id, task in mine.items() if id in stored and stored[id].prompt == task.prompt]
+        theirs = SplitSamples.of(like.name, same, store.samples(like.name, graded=True), wanted=2**31)
+    return problems_of(theirs)
+
+
+def _model_of(directory: Path) -> str | None:
+    path = directory / "eval.json"
+    return json.loads(path.read_text()).get("model") if path.is_file() else None
