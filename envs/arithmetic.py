@@ -184,6 +184,7 @@ class ArithmeticTasks(SingleTurnTasks):
     levels: tuple[int, ...] = LEVELS
     families: tuple[str, ...] = FAMILIES
     name: str = "arithmetic"
+    licence: str = "Apache-2.0"
     base_template: str = "{prompt}=?\n"
     chat_template: str = "Calculate {prompt}. Give the final answer in \\boxed{{}}."
 

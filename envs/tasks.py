@@ -17,6 +17,7 @@ from envs.base import TextEnv
 from envs.specs import members, nearest, read_spec
 from reasoner.errors import UsageError
 from reasoner.types import Task
+from verifiers.base import BUILT_IN
 
 SPLITS = ("held_out", "ood")
 #: What stands before the options of a spec → the function `(spec, seed)` that makes the source.
@@ -29,6 +30,7 @@ SOURCES = {
     "number_theory": "envs.number_theory:NumberTheoryTasks.from_spec",
     "self_correct": "envs.self_correct:from_spec",
     "tool_use": "envs.tool_use:from_spec",
+    "hf": "envs.hub:from_spec",
     "rg": "envs.reasoning_gym:from_spec",
 }
 #: Standard sets for evaluation, by name or as NAME:FILE (`envs.benchmarks`).
@@ -202,6 +204,11 @@ def _task_of_line(fields: Any, default_id: str) -> tuple[str, Task]:
     metadata = fields.get("metadata", {})
     if not isinstance(metadata, dict):
         raise ValueError(f"metadata must be an object, got {metadata!r}")
+    if metadata.get("verifier", "math") not in BUILT_IN:
+        raise ValueError(
+            f"metadata names the verifier {metadata['verifier']!r}: a file may name {', '.join(BUILT_IN)}; "
+            "for one of your own use --verifier"
+        )
     return split, Task(
         fields.get("id", default_id),
         _prompt(fields["prompt"]),
@@ -262,13 +269,15 @@ def load_tasks(text: str, seed: int = 0) -> TaskSource:
 
 
 def _load_one(text: str, seed: int) -> TaskSource:
-    if text.endswith((".jsonl", ".parquet")) or Path(text).is_file():
+    if Path(text).is_file():
         return read_tasks(Path(text), seed)
     spec = read_spec(text)
     family = spec.head.partition(":")[0]
     if family in SOURCES:
         home, _, factory = SOURCES[family].partition(":")
         return attrgetter(factory)(importlib.import_module(home))(spec, seed)
+    if text.endswith((".jsonl", ".parquet")):
+        return read_tasks(Path(text), seed)
     module, _, attribute = text.partition(":")
     if attribute and module.replace(".", "").replace("_", "").isalnum():
         return _imported(module, attribute, text, seed)

@@ -44,6 +44,10 @@ class WrappedTasks:
         return self.source.chat_template
 
     @property
+    def licence(self) -> str:
+        return getattr(self.source, "licence", "yours")
+
+    @property
     def eval_splits(self) -> tuple[str, ...]:
         return splits_of(self.source)
 

@@ -76,15 +76,17 @@ class TrainCommand(click.Command):
     epilog=examples(
         "reasoner train",
         "reasoner train --name first --steps 100 --learner.lr 2e-4",
-        "reasoner train my.toml --verifier.name my_module:exact",
+        "reasoner train my.toml --verifier my_module:exact",
+        "reasoner train --tasks 'arithmetic*3,linear:levels=1' --model smollm2",
         "reasoner train --resume runs/first --steps 400",
         "reasoner train --cluster.address auto --server.replicas 8 --server.dtype bfloat16",
     ),
 )
 @click.option("--resume", metavar="RUN", help="Continue a run from its newest checkpoint.")
 @click.option("--verifier", metavar="NAME", help="Short for --verifier.name.")
+@click.option("--tasks", metavar="SPEC", help="Short for --tasks.source.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[CONFIG.toml] [--key.sub VALUE]...")
-def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None) -> None:
+def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None, tasks: str | None) -> None:
     """Train a model by reinforcement learning from outcome reward alone."""
     from reasoner.config import load_config, parse_overrides
     from reasoner.run import reopen
@@ -94,6 +96,8 @@ def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None) 
     overrides = parse_overrides(rest)
     if verifier:
         overrides["verifier.name"] = verifier
+    if tasks:
+        overrides["tasks.source"] = tasks
     if resume and path:
         raise UsageError("--resume continues a run with the run's own configuration: leave the TOML file out")
     run_dir, config = reopen(resume, overrides) if resume else (None, load_config(path, overrides))
@@ -245,19 +249,33 @@ def forecast(run: str, use: float | None, target: str, out: Path | None, svg: Pa
 
 
 @command(
-    epilog=examples("reasoner tasks", "reasoner tasks arithmetic:levels=1-2", "reasoner tasks mine.jsonl")
+    epilog=examples(
+        "reasoner tasks",
+        "reasoner tasks arithmetic:levels=1-2",
+        "reasoner tasks 'rg:chain_sum(levels=0-2)*2,countdown' --count 5",
+        "reasoner tasks mine.jsonl",
+    )
 )
-@click.argument("spec", default="arithmetic")
+@click.argument("spec", required=False)
 @click.option("--count", default=3, show_default=True, type=click.IntRange(1), help="Examples of each split.")
-def tasks(spec: str, count: int) -> None:
-    """Show what can be trained on: examples of the training stream and of each split."""
-    from envs.tasks import load_tasks
+def tasks(spec: str | None, count: int) -> None:
+    """Show what can be trained on: all sources by name, or examples of every split of SPEC."""
+    if spec is None:
+        from envs.catalogue import catalogue
+
+        click.echo(f"{'--tasks':34} {'size':10} {'verifier':22} {'licence':11} example")
+        for entry in catalogue():
+            example = " ".join(entry.example.split())
+            shown = example if len(example) <= 90 else f"{example[:45]} … {example[-42:]}"
+            click.echo(f"{entry.spec:34} {entry.size:10} {entry.verifier:22} {entry.licence:11} {shown}")
+        click.echo("Besides: FILE.jsonl, module:attribute, and mixtures such as 'arithmetic*3,rg:chain_sum'.")
+        return
+    from envs.tasks import load_tasks, splits_of
 
     source = load_tasks(spec, seed=0)
-    for name, examples_ in (
-        ("train", [source.train(i) for i in range(count)]),
-        *((split, source.split(split, count)) for split in ("held_out", "ood")),
-    ):
+    streams = [("train", [source.train(i) for i in range(count)])]
+    streams += [(split, source.split(split, count)) for split in splits_of(source)]
+    for name, examples_ in streams:
         for task in examples_:
             click.echo(
                 f"{name:9} {task.family:10} level {task.difficulty:g}  {task.prompt}  →  {task.reference}"

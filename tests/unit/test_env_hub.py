@@ -1,0 +1,161 @@
+"""Hugging Face data sets: files, directories, presets in the hub's schema, and what is missing."""
+
+import json
+
+import pytest
+
+from envs import FileTasks, load_tasks
+from envs.catalogue import catalogue, describe
+from envs.hub import PRESETS
+from reasoner.errors import UsageError
+from verifiers import load_verifier
+
+pa = pytest.importorskip("pyarrow")
+ROWS = [
+    {
+        "question": f"What is {i}+{i}?",
+        "answer": f"Add them: {i}+{i}.\n#### {2 * i}",
+        "level": f"Level {i % 5}",
+    }
+    for i in range(200)
+]
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    import pyarrow.parquet
+
+    path = tmp_path / "sums.parquet"
+    pyarrow.parquet.write_table(pa.Table.from_pylist(ROWS), path)
+    return path
+
+
+def test_a_file_with_a_column_mapping(parquet):
+    source = load_tasks(f"hf:{parquet}(prompt=question, reference=answer, difficulty=level)", 3)
+    assert isinstance(source, FileTasks) and source.finite
+    task = source.train(0)
+    number = int(task.prompt.split("+")[1][:-1])
+    assert task.reference == str(2 * number) and task.difficulty == number % 5
+    assert load_verifier("auto").verify(f"\\boxed{{{2 * number}}}", task).is_correct
+    held = source.split("held_out", 500)
+    assert held and len(held) + len(source.training) == 200
+    assert not {t.id for t in held} & {t.id for t in source.training}
+    assert source.train(7) == load_tasks(source_spec(parquet), 3).train(7)
+
+
+def source_spec(path):
+    return f"hf:{path}(prompt=question, reference=answer, difficulty=level)"
+
+
+def test_json_lines_and_a_saved_data_set_give_the_same(parquet, tmp_path):
+    lines = tmp_path / "sums.jsonl"
+    lines.write_text("\n".join(map(json.dumps, ROWS)))
+    texts = [t.prompt for t in load_tasks(source_spec(parquet)).training]
+    assert [t.prompt for t in load_tasks(source_spec(lines)).training] == texts
+    datasets = pytest.importorskip("datasets")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+    assert [t.prompt for t in load_tasks(source_spec(tmp_path / "saved")).training] == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "reference"),
+    [
+        ("gsm8k", [{"question": "q", "answer": "so\n#### 1,234"}], "1,234"),
+        (
+            "math",
+            [
+                {
+                    "problem": "q",
+                    "solution": "It is $\\boxed{\\frac{1}{2}}$.",
+                    "type": "Algebra",
+                    "level": "Level 4",
+                }
+            ],
+            "\\frac{1}{2}",
+        ),
+        ("deepmath", [{"question": "q", "final_answer": "\\pi", "difficulty": 5.5, "topic": "x"}], "\\pi"),
+    ],
+)
+def test_presets_in_the_hubs_schema(monkeypatch, name, rows, reference):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(path, subset, split):
+        asked.append((path, subset, split))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    source = load_tasks(f"hf:{name}(held_out=test)")
+    assert source.training[0].reference == reference
+    assert asked[0] == (PRESETS[name].path, PRESETS[name].options.get("subset"), "train")
+    if name == "math":
+        assert (source.training[0].family, source.training[0].difficulty) == ("Algebra", 4.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            "prompt=quest,reference=answer",
+            "no column 'quest' for prompt: did you mean 'question'.*it has question",
+        ),
+        ("prompt=question", "no column 'reference' for reference .it has question, answer, level"),
+        ("promt=question", "no option 'promt': did you mean 'prompt'"),
+        ("prompt=question,reference=answer,family=topic", "no column 'topic' for family"),
+    ],
+)
+def test_a_missing_column_names_those_there_are(parquet, options, message):
+    with pytest.raises(UsageError, match=message):
+        load_tasks(f"hf:{parquet}({options})")
+
+
+def test_what_cannot_be_had_is_named(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="cannot read the tasks in .*none.parquet"):
+        load_tasks(f"hf:{tmp_path}/none.parquet")
+    with pytest.raises(UsageError, match="hf: needs a name"):
+        load_tasks("hf:")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"prompt": "", "reference": "1"}')
+    with pytest.raises(UsageError, match="no row of train has a text in 'prompt'"):
+        load_tasks(f"hf:{empty}")
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(*args, **kwargs):
+        raise ConnectionError("no route\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(UsageError, match="train split cannot be had .ConnectionError: no route.; without a"):
+        load_tasks("hf:some/where")
+
+
+def test_a_file_may_not_name_code_as_its_verifier(tmp_path):
+    path = tmp_path / "t.jsonl"
+    line = {"prompt": "p", "reference": "1", "metadata": {"verifier": "os:system"}}
+    path.write_text(json.dumps(line))
+    with pytest.raises(
+        UsageError, match="t.jsonl:1: metadata names the verifier 'os:system': a file may name math"
+    ):
+        load_tasks(str(path))
+    path.write_text(json.dumps({**line, "metadata": {"verifier": "countdown"}}))
+    assert load_tasks(str(path)).train(0).metadata == {"verifier": "countdown"}
+
+
+def test_every_source_is_in_the_catalogue(monkeypatch):
+    monkeypatch.setattr("envs.reasoning_gym.names", lambda: ["gcd"])
+    entries = {entry.spec: entry for entry in catalogue()}
+    assert {"arithmetic", "calculus", "tool_use(arithmetic,calls=4)", "hf:gsm8k", "rg:gcd"} <= set(entries)
+    assert entries["calculus"].verifier == "math, antiderivative"
+    assert entries["self_correct(arithmetic,tries=2)"].licence == "Apache-2.0"
+    assert entries["rg:gcd"].size == "unlimited" and "→" in entries["rg:gcd"].example
+    assert describe("examples/products.jsonl").size == "48"
+
+
+def test_the_commands(tmp_path):
+    from click.testing import CliRunner
+
+    from reasoner.cli import main
+
+    shown = CliRunner().invoke(main, ["tasks", "arithmetic*2,linear", "--count", "6"])
+    assert shown.exit_code == 0 and shown.output.count("train ") == 6 and "Solve for x" in shown.output
+    wrong = CliRunner().invoke(main, ["tasks", "rg:chain_sums"])
+    assert wrong.exit_code == 2 and "did you mean 'chain_sum'" in wrong.output
