@@ -20,6 +20,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # The interpreter that has math-verify need not have anything of ours: imports of ours are made on use.
 WARM_UP = 30
 DEADLINE_S = 5.0
+SCALING_LINES = 20_000
 
 
 def cases() -> list[dict]:
@@ -160,7 +162,7 @@ def main() -> None:
     parser.add_argument("--math-verify", default=default, help="a Python interpreter that has math-verify")
     parser.add_argument("--repeats", type=int, default=3, help="alternating runs of both (default 3)")
     args = parser.parse_args()
-    from benchmarks.figures import report
+    from benchmarks.figures import Figure, report
 
     peer = find_math_verify(args.math_verify)
     work = cases()
@@ -178,7 +180,36 @@ def main() -> None:
         for name, found in runs.items()
     }
     print(table(results))
-    report("verifier", figures(work, runs, results), {"results": results, "deadline_s": DEADLINE_S})
+    found = figures(work, runs, results)
+    ratios = scaling(args.repeats)
+    found.append(Figure("verifier_scaling", statistics.median(ratios), "ratio", ratios[0], ratios[-1]))
+    report("verifier", found, {"results": results, "deadline_s": DEADLINE_S, "cores": os.cpu_count()})
+
+
+def scaling(repeats: int, workers: int = 2) -> list[float]:
+    """Wall-clock of `reasoner verify --workers 1` over that of `--workers N`, on a file of the ordinary cases
+    many times over, start-up included; runs alternate."""
+    from verifiers.corpora import load_corpus
+
+    cases = load_corpus("ordinary")
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "answers.jsonl"
+        with open(source, "w") as file:
+            for number in range(SCALING_LINES):
+                case = cases[number % len(cases)]
+                gold = case.gold if isinstance(case.gold, str) else list(case.gold)
+                file.write(json.dumps({"id": number, "gold": gold, "pred": case.pred}) + "\n")
+        for _ in range(repeats):
+            seconds = []
+            for count in (1, workers):
+                command = ["verify", str(source), "--workers", str(count), "--out", f"{folder}/out.jsonl"]
+                begun = time.perf_counter()
+                code = "from reasoner.cli import main; main()"
+                subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True)
+                seconds.append(time.perf_counter() - begun)
+            ratios.append(seconds[0] / seconds[1])
+    return sorted(ratios)
 
 
 def _median_run(found: list[dict]) -> dict:

@@ -89,6 +89,7 @@ class Comparison(Amounts):
             return self.relation(gold, pred)
         if isinstance(gold, Seq) or isinstance(pred, Seq):
             return self.sequence(gold, pred)
+        gold, pred = as_matrix(gold), as_matrix(pred)
         if isinstance(gold, Matrix) or isinstance(pred, Matrix):
             return self.matrix(gold, pred)
         if set_like(gold) or set_like(pred):

@@ -35,13 +35,17 @@ _SCAN = re.compile(
     |(?P<op>.)""",
     re.VERBOSE | re.DOTALL,
 )
-_LATEX_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\\!\s?|\\,\s?|\{\\,\}|\\ |\\!,)\d{3})+(?!\d)")
+_LATEX_GROUPED = re.compile(
+    r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|\\!\s?|\\,\s?|\{\\,\}|\\ |\\!,|,\\[!,]\s?)\d{3})+(?!\d)"
+)
 _SPACE_GROUPED = re.compile(r"(?<![\d.,/^_{])(?<!\d )\d{1,3}(?: \d{3})+(?![\d/]| ?\d)")
 _COMMA_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _EUROPEAN = re.compile(
-    r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?(?![\d.,])|(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d{1,2}(?![\d.,])"
+    r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}(?:\.\d{3})+,\d{1,2}|"
+    r"\d{1,3}(?: \d{3})+,\d\d)(?![\d.,])"
 )
 _APOSTROPHES = re.compile(r"(?<![\d.,'])\d{1,3}(?:'\d{3})+(?![\d'])")
+_ROW_SPACE = re.compile(r"(?:\s*\[-?[\d.]+\s?(?:pt|em|ex|mm|cm|in)\])?")
 _OPENERS, _CLOSERS = "([", ")]"
 
 
@@ -62,8 +66,8 @@ def group_digits(text: str, commas: bool) -> str:
     then only outside brackets, where a comma separates."""
     if not any(c.isdigit() for c in text):
         return text
-    if "." in text:  # 1.234.567 and 1.234,56; a single 1.234 is a decimal
-        text = _EUROPEAN.sub(lambda m: m.group().replace(".", "").replace(",", "."), text)
+    # 1.234.567 and 1.234,56 and 1 234,56; a single 1.234 is a decimal
+    text = _EUROPEAN.sub(lambda m: re.sub(r"[. ]", "", m.group()).replace(",", "."), text)
     if "'" in text:
         text = _APOSTROPHES.sub(lambda m: m.group().replace("'", ""), text)
     text = _LATEX_GROUPED.sub(lambda m: re.sub(r"\D", "", m.group()), text)
@@ -141,6 +145,8 @@ def _command(
     if name in ("quad", "qquad"):
         tokens.append(Token("cmd", "quad", True))
         return position, True
+    if name == "\\":
+        position = _ROW_SPACE.match(text, position).end()  # type: ignore[union-attr]
     if name in SPACE or name in (",", ";", ":", " ", ">", "\n", "!"):
         return position, spaced or name != "!"
     if name in SILENT:
@@ -182,6 +188,8 @@ def _text(name: str, inner: str, spaced: bool, tokens: list[Token], depth: int) 
     stripped = inner.strip(" \t\n~")
     if not stripped:
         return
+    if stripped[0] == "-" and stripped[1:2].isalpha():
+        stripped = stripped[1:]  # "10\\text{-inch}"
     bracketed = re.fullmatch(r"\(([^\W\d_]{2,20})\)", stripped)
     if bracketed:
         stripped = bracketed.group(1)

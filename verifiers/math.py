@@ -98,7 +98,7 @@ class MathVerifier(Verifier):
     """Correct when the final answer equals any one of the references, by the rules in docs/verifiers.md."""
 
     name = "math"
-    timeout_s = 5.0
+    timeout_s = 10.0  # wall-clock: budgets of operations decide long before
     memory_mib = 1024
     timeout_is_answer = True
 

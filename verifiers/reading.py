@@ -8,10 +8,11 @@ import re
 
 from verifiers.lexer import MAX_CHARS, Token, tokenize
 from verifiers.nodes import Choice, Clock, Node, Text, depth
-from verifiers.numerals import IN_WORDS, date, in_figures
+from verifiers.numerals import IN_WORDS, date, in_figures, number_word
 from verifiers.parser import Parser
 from verifiers.tables import AND_WORDS, FUNCTIONS, GREEK, MEANING, OR_WORDS, is_product
 from verifiers.text import Unreadable, clean, words
+from verifiers.units import read_unit
 
 MAX_TREE_DEPTH = 80
 _CHOICE = re.compile(
@@ -25,6 +26,8 @@ _MORE_CHOICES = re.compile(
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|textit|bf|rm)\s*(?=\{)")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([ap])?\.?\s?(m)?\.?", re.IGNORECASE)
 _BASED = re.compile(r"^\s*\$?(?:\\left)?\((\d+)(?:\\right)?\)_(?=\{?\d)")
+_TIMES_TEN = re.compile(r"(\d)\s*[xX]\s*10\s*\^")
+_EXPLAINED = re.compile(r"(.*[\d}$%])\s*\(([^\W\d_][^()\d\\]{1,30})\)")
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*")
 _WHOLE_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|textit|textrm)\s*\{([^{}\\$]+)\}")
 _ALIGNED = re.compile(
@@ -64,10 +67,11 @@ def parse_clean(text: str, commas: bool = True) -> Node:
     """`parse` of text that is already in the lexer's characters."""
     if len(text) > MAX_CHARS:
         raise Unreadable(f"an answer of {len(text)} characters")
-    text = _BASED.sub(r"\1_", text.replace("{:}", ":"))
+    text = _BASED.sub(r"\1_", text.replace("{:}", ":").replace("\\Pr", "\\mathbb{P}"))
     text = _CONDITION.sub(r", \1", _unannounced(_trimmed(strip_math(_aligned(text)))))
     if not text:
         raise Unreadable("empty")
+    text = _TIMES_TEN.sub(r"\1\\times 10^", _explained(text))
     whole = _WHOLE_TEXT.fullmatch(text)
     plain = whole.group(1).strip() if whole else text
     day = date(plain)
@@ -118,6 +122,17 @@ def _unannounced(text: str) -> str:
         ):
             return text[match.end() :].strip()
     return text
+
+
+def _explained(text: str) -> str:
+    """`42 (forty-two)` as 42, `10 (ways)` as `10 ways`."""
+    match = _EXPLAINED.fullmatch(text) if text.endswith(")") else None
+    if match is None:
+        return text
+    figures, said = match.groups()
+    if str(number_word(words(said))) == figures:
+        return figures
+    return text if read_unit(said) is None or len(said.split()) > 2 else f"{figures} \\text{{{said}}}"
 
 
 def _aligned(text: str) -> str:

@@ -15,7 +15,9 @@ from verifiers.numeric import Evaluator, height
 from verifiers.scalar import _POINTS, Match, decimal_literal
 from verifiers.tables import KNOWN_CALLS, OPERATORS
 
-_NAMED_FUNCTIONS = frozenset({"sin", "cos", "tan", "cot", "sec", "csc", "det", "arg", "dim", "tr"})
+_NAMED_FUNCTIONS = frozenset(
+    {"sin", "cos", "tan", "cot", "sec", "csc", "det", "arg", "dim", "tr", "max", "min"}
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def is_name(node: Node) -> bool:
             return len(set(items)) == len(items) > 1 and all(isinstance(i, Sym) for i in items)
         case SetOp(_, Sym(), Sym()):
             return True
+        case Mul((Sym(name), Seq("(" | "[", _, items))):
+            return name.isupper()  # C(5, 2), P[A]
         case Seq("(", ")", items):
             return len(items) > 1 and all(isinstance(i, Sym) for i in items)
         case Div(Mul((Sym("d"), *_)) | Sym("d"), Mul((Sym("d"), *_))):

@@ -14,7 +14,7 @@ from typing import Any
 from verifiers.algebra import independent
 from verifiers.budget import Budget, TooExpensive, Undefined
 from verifiers.canon import Canon, prime_powers
-from verifiers.nodes import Call, Const, Mul, Neg, Node, Num, Opaque, Pow, Sym, walk
+from verifiers.nodes import Add, Call, Const, Div, Mul, Neg, Node, Num, Opaque, Pow, Sym, walk
 from verifiers.numeric import MIN_DIGITS, Evaluator, decimal_agrees, height, to_fraction
 from verifiers.symbolic import difference_vanishes
 
@@ -106,7 +106,25 @@ def _same(gold: Node, pred: Node, budget: Budget, log_base: str) -> Match:
         factored = prime_powers(gold, budget), prime_powers(pred, budget)
         if factored[0] is not None and factored[1] is not None:
             return Match(factored[0] == factored[1], "prime factors")
+        if _shape(gold) == _shape(pred):
+            return Match(True, "written alike, but for the order")
     return _numeric(gold, pred, budget, log_base)
+
+
+def _shape(node: Node) -> tuple:
+    """The tree with the items of sums and products in one order: equal shapes are equal expressions."""
+    match node:
+        case Num(value):
+            return ("Num", repr(value))
+        case Add(items) | Mul(items):
+            return (type(node).__name__, *sorted((_shape(item) for item in items), key=repr))
+        case Neg(item):
+            return ("Neg", _shape(item))
+        case Div(a, b) | Pow(a, b):
+            return (type(node).__name__, _shape(a), _shape(b))
+        case Call(name, args):
+            return ("Call", name, *map(_shape, args))
+    return (repr(node),)
 
 
 def _undefined(node: Node) -> bool:

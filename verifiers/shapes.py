@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from verifiers.budget import Budget, TooExpensive, Undefined
+from verifiers.canon import Canon, NotScalar
 from verifiers.forms import scaled
 from verifiers.nodes import (
     Add,
@@ -212,7 +214,21 @@ def determinant(matrix: Matrix) -> Node:
     return Add(tuple(terms))
 
 
+def _product(factor: Node, cell: Node) -> Node:
+    """factor · cell, multiplied out when both are fractions: a matrix may keep a common factor outside."""
+    try:
+        whole = Canon(Budget(1000)).of(Mul((factor, cell))).rational
+    except (TooExpensive, Undefined, NotScalar):
+        whole = None
+    return Mul((factor, cell)) if whole is None else Num(whole)
+
+
 def as_matrix(node: Node) -> Node:
+    """A list of rows, or a number times a matrix, as a matrix."""
+    if isinstance(node, Mul) and isinstance(node.items[-1], Matrix) and len(node.items) == 2:
+        factor, matrix = node.items[0], node.items[-1]
+        if matrix.kind == "matrix":
+            return Matrix(tuple(tuple(_product(factor, cell) for cell in row) for row in matrix.rows))
     if isinstance(node, Seq) and node.open in ("[", "(") and node.items:
         rows = [row.items for row in node.items if isinstance(row, Seq) and row.open in ("[", "(")]
         if len(rows) == len(node.items):

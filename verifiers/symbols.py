@@ -88,7 +88,9 @@ class Symbols(Literals):
         return node
 
     def over(self, node: Node, closer: str) -> Node:
-        """`a \\over b`, the quotient of all that stands before and behind it in its group."""
+        """`a \\over b` and `n \\choose k`: of all that stands before and behind in the group."""
+        if self.accept("choose"):
+            return Call("binom", (node, self.items("", closer)))
         return Div(node, self.items("", closer)) if self.accept("over") else node
 
     def bars(self) -> Node:
@@ -269,6 +271,9 @@ class Symbols(Literals):
         letter = self.next().text
         if braced:
             self.expect("}")
+        if letter in ("E", "P", "V") and self.peek().text in ("(", "["):
+            inner = self.bracketed()
+            return Call(letter, inner.items if isinstance(inner, Seq) else (inner,))
         if letter not in _NUMBER_SETS:
             raise Unreadable(f"unknown set {letter!r}")
         suffix = ""

@@ -38,6 +38,7 @@ _GREEK = (
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n", strict=True))
 _SCRIPT = re.compile(f"[{''.join(map(re.escape, _SUPERSCRIPTS))}]+|[{''.join(map(re.escape, _SUBSCRIPTS))}]+")
+_OVERLINED = re.compile("(?:\\d\u0305)+")  # with combining overlines
 _SPACES = re.compile(r"[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
 
 
@@ -57,6 +58,7 @@ def clean(text: str) -> str:
     text = _drop_invisible(text)
     text = _SPACES.sub(" ", text)
     text = _SCRIPT.sub(_script, text)
+    text = _OVERLINED.sub(lambda m: rf"\overline{{{m.group()[::2]}}}", text)
     return "".join(_plain(text))
 
 
