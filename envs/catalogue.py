@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from envs.hub import PRESETS
-from envs.tasks import TaskSource, load_tasks
+from envs.tasks import BENCHMARKS, TaskSource, load_tasks
 from reasoner.errors import UsageError
 
 GENERATED = "unlimited"
@@ -54,6 +54,8 @@ def catalogue() -> Iterator[Entry]:
         yield describe(spec)
     for name, preset in PRESETS.items():
         yield Entry(f"hf:{name}", preset.size, "math", preset.licence, f"(fetches {preset.path})")
+    for name in BENCHMARKS:
+        yield Entry(name, "0", "math", "", "(for evaluation only: fetched when asked for)")
     if find_spec("reasoning_gym") is None:
         return
     from envs.reasoning_gym import names

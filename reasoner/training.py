@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from envs.tasks import TaskSource, load_tasks
+from envs.tasks import TaskSource, load_tasks, source_of
 from reasoner import cluster, fingerprint
 from reasoner.alarms import Alarms
 from reasoner.checkpoint import CheckpointStore, load_state
@@ -326,7 +326,7 @@ class Loop:
             r.verdict.is_correct for r in group.rollouts if r.verdict and r.verdict.status not in UNSCORED
         ]
         rate = self.config.learner.retire_pass_rate
-        if rate < 1 and self.source.finite and passed and np.mean(passed) >= rate:
+        if rate < 1 and source_of(self.source, group.task).finite and passed and np.mean(passed) >= rate:
             self.retired.add(group.task.id)
 
     def _meanwhile(self, call: Any) -> None:
