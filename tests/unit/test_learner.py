@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from reasoner.batch import select_rollouts
 from reasoner.errors import UsageError
 from reasoner.learner import Learner, LearnerConfig
+from reasoner.losses import PolicyTensors, cispo
 from reasoner.update_metrics import importance_metrics
 
 
@@ -138,6 +139,34 @@ def test_pi_prox_is_the_policy_that_met_the_batch(model_dir):
     np.testing.assert_allclose(second.learner_logprobs, met, atol=1e-5)
     assert (one.optimizer_steps, three.optimizer_steps) == (1, 3)
     assert one.policy_version == three.policy_version == 1
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_three_policies_and_the_forward_that_is_saved(model_dir, minibatches):
+    """pi_mu is what the batch says, pi_prox the learner when it came, pi_theta the learner now."""
+    batch = make_batch([np.full(n, -2.0, dtype=np.float32) for n in LENGTHS])
+    seen: list[PolicyTensors] = []
+
+    def loss(t, *numbers):
+        seen.append(t)
+        return cispo(t, *numbers)
+
+    trained = learner(model_dir, loss=loss, lr=5e-2, minibatches=minibatches)
+    met = np.where(batch.action_mask, np.concatenate(trained.score(token_ids())), 0)
+    forwards = []
+    trained.policy.register_forward_hook(lambda *call: forwards.append(torch.is_grad_enabled()))
+    trained.update(batch)
+    assert all((t.behaviour_logprobs[t.action_mask] == -2).all() for t in seen)
+    if minibatches == 1:
+        assert all(forwards) and all(t.prox_logprobs is None for t in seen)
+        now = torch.cat([t.logprobs[t.action_mask] for t in seen])
+        np.testing.assert_allclose(np.sort(now.detach()), np.sort(met[batch.action_mask]), atol=1e-5)
+        return
+    assert forwards.count(False) == 1, "one forward over the batch, before the first step"
+    prox = torch.cat([t.prox_logprobs[t.action_mask] for t in seen])
+    np.testing.assert_allclose(np.sort(prox), np.sort(met[batch.action_mask]), atol=1e-5)
+    moved = [(t.logprobs - t.prox_logprobs)[t.action_mask].abs().max().item() for t in seen]
+    assert max(moved[:2]) < 1e-5 and min(moved[2:]) > 1e-2, "the second minibatch is under other weights"
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(model_dir):
