@@ -154,10 +154,11 @@ class Learner:
         self.skipped_updates = 0
 
     def _load(self) -> nn.Module:
-        """The model with its adapters: fresh ones, or those saved beside the merged weights."""
+        """The model with its adapters: those of a checkpoint of this run, or fresh ones."""
         saved = self.model_path / ADAPTER_DIRECTORY
         lora = self.config.lora_rank
-        goes_on = lora > 0 and saved.is_dir()
+        begun_with_it = self.base_path == self.model_path  # then its merged weights are the base
+        goes_on = lora > 0 and saved.is_dir() and not begun_with_it
         model = load_model(self.base_path if goes_on else self.model_path, self.device)
         if lora:
             add_adapters(model, lora, saved if goes_on else None)

@@ -99,6 +99,13 @@ def test_a_resume_goes_on_exactly(model_dir, tmp_path):
         assert torch.equal(a, b), name
 
 
+def test_a_new_run_begins_with_the_merged_weights(model_dir, tmp_path):
+    first = learner(model_dir)
+    first.update(on_policy_batch(model_dir))
+    first.save(tmp_path)
+    np.testing.assert_allclose(scores(learner(tmp_path)), scores(first), atol=1e-5)
+
+
 def test_another_rank_or_none_cannot_go_on(model_dir, tmp_path):
     trained = learner(model_dir)
     trained.update(on_policy_batch(model_dir))
