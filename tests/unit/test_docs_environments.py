@@ -1,12 +1,15 @@
-"""The guide in docs/environments.md, followed as a new user would: in a directory outside the repository."""
+"""The guide in docs/environments.md, followed as a new user would, outside the repository; the docs' specs."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from envs import load_tasks
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -41,3 +44,17 @@ def test_the_guides_test_passes(followed):
 def test_the_guides_environment_is_a_task_source(followed):
     shown = command(followed, "reasoner.cli", "tasks", "higher_lower:HigherLower")
     assert shown.count("Guess my number from 1 to 31.") == 6, "three to train on and three held out"
+
+
+def test_every_spec_in_the_docs_can_be_loaded():
+    specs = []
+    for name in ("tasks.md", "environments.md"):
+        for line in re.findall(
+            r"^reasoner (?:tasks|train) .*$", (REPOSITORY / "docs" / name).read_text(), re.M
+        ):
+            words = shlex.split(line)
+            specs.append(words[words.index("--tasks") + 1] if "--tasks" in words else words[2])
+    assert len(specs) > 5
+    for spec in specs:
+        if not spec.startswith(("hf:", "higher_lower")):  # the hub's, and the guide's own
+            assert load_tasks(spec).train(0).prompt, spec
