@@ -1,4 +1,4 @@
-"""The guide in docs/environments.md, followed as a new user would, outside the repository; the docs' specs."""
+"""The guide in docs/environments.md, followed as a new user would, outside the repository."""
 
 import os
 import re
