@@ -47,7 +47,7 @@ def write_eval_page(result: Mapping[str, Any], samples_parquet: Path | None, out
         cards=[card for name, split in splits.items() for card in _cards(name, split)],
         splits=[(_name(name), _figures(name, split), _table(split)) for name, split in splits.items()],
         costs=_costs(splits),
-        kinds=_kinds(splits),
+        kinds=[*_kinds(splits), *_comparison(result.get("comparison"))],
         budgets=budgets(result, _name),
         exchange=exchange(result.get("exchange_rate")),
         samples=[(_name(name), sample_figures(ps)) for name, ps in problems.items()],
@@ -121,6 +121,20 @@ def _kinds(splits: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Table]]:
         if len({level for level, *_ in rows}) > 1:
             found.append((f"By {title}", Table((title, "split", "pass@1", "tokens"), tuple(rows))))
     return found
+
+
+def _comparison(comparison: Mapping[str, Any] | None) -> list[tuple[str, Table]]:
+    """This model minus another one on the same problems."""
+    rows = []
+    for name, metrics in (get(comparison, "splits") or {}).items():
+        for metric, found in metrics.items():
+            low, high = found["ci95"]
+            difference = f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            rows.append((metric, _name(name), difference, f"{found['p_value']:.2g}", str(found["problems"])))
+    if comparison is None or not rows:
+        return []
+    head = ("metric", "split", "difference", "p", "problems")
+    return [(f"Against {comparison.get('model') or comparison.get('other')}", Table(head, tuple(rows)))]
 
 
 def _or_dash(value: float | None) -> str:

@@ -15,7 +15,7 @@ from reasoner.eval_samples import calibration, explorer, length_histogram, read_
 from reasoner.eval_sections import spread_targets
 from reasoner.exchange import CheckpointCurves, exchange_rate
 from reasoner.plots import scaling_figure, write_plots
-from reasoner.scaling import scaling_table
+from reasoner.scaling import paired_comparison, scaling_table
 
 
 def row(task="t1", sample=0, completion="\\boxed{4}", key="4", status=None, **fields):
@@ -84,6 +84,10 @@ def result(samples):
         "splits": {"held_out": split},
         "budgets": {"schema": 1, "splits": {"held_out": {"points": budget, "s1": {"control": 1.0}}}},
         "exchange_rate": exchange_rate([base, trained]),
+        "comparison": {
+            "model": "the other",
+            "splits": {"held_out": {"pass@1": paired_comparison(problems, problems, 1, 0)}},
+        },
     }
 
 
@@ -133,6 +137,7 @@ def test_page_is_one_self_contained_file_with_every_part(tmp_path, result, sampl
         "Costs",
         "By difficulty",
         "first answer wrong",
+        "Against the other",
         "Problems and chains of thought",
     ):
         assert part in words, part
@@ -164,7 +169,7 @@ def test_samples_cannot_break_out_of_the_page(tmp_path, result, samples):
     assert text.count("<script") == text.count("</script>") == 2
 
 
-@pytest.mark.parametrize("missing", ["budgets", "exchange_rate", "sampling", "seed", "tasks"])
+@pytest.mark.parametrize("missing", ["budgets", "exchange_rate", "sampling", "seed", "tasks", "comparison"])
 def test_missing_pieces_are_left_out(tmp_path, result, missing):
     Page(written(tmp_path, result | {missing: None}, None))
 
