@@ -145,7 +145,7 @@ class Learner:
         self.policy = self._policy(self.model, temperature)
         self.reference = None
         if config.kl_coef > 0:
-            reference = load_model(self.base_path, self.device).requires_grad_(False)
+            reference = load_model(self.base_path, self._loading_device()).requires_grad_(False)
             self.reference = self._policy(reference, temperature)
         self.optimizer = make_optimizer(self.model, config)
         self.noise = GradientNoise()
@@ -159,13 +159,17 @@ class Learner:
         lora = self.config.lora_rank
         begun_with_it = self.base_path == self.model_path  # then its merged weights are the base
         goes_on = lora > 0 and saved.is_dir() and not begun_with_it
-        model = load_model(self.base_path if goes_on else self.model_path, self.device)
+        model = load_model(self.base_path if goes_on else self.model_path, self._loading_device())
         if lora:
             add_adapters(model, lora, saved if goes_on else None)
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.train()  # transformers checkpoints in training mode only; there is no dropout to wake
         return model
+
+    def _loading_device(self) -> torch.device:
+        """Sharding moves the parts to their devices, where the whole model may not fit."""
+        return self.device if self.ranks.size == 1 else torch.device("cpu")
 
     def _policy(self, model: nn.Module, temperature: float) -> Policy:
         policy = Policy(model, temperature, self.config.dtype, self.device)
@@ -310,7 +314,11 @@ class Learner:
         writes = self.ranks.rank == 0
         if self.config.lora_rank:
             save_adapters(self.model, path / ADAPTER_DIRECTORY, str(self.base_path), write=writes)
-        state = {weight.name: weight.merged() for weight in exported_weights(self.model)}
+        state = {}
+        for weight in exported_weights(self.model):
+            merged = weight.merged()  # a collective; only the writer keeps it
+            if writes:
+                state[weight.name] = merged
         if writes:
             self.model.save_pretrained(path, state_dict=state)
             for name, content in self._tokenizer_files.items():

@@ -56,8 +56,8 @@ class SharedMemoryChannel:
     @torch.no_grad()
     def load(self) -> int:
         """Copy the current weights into the file, adapters merged; returns the number of bytes."""
-        gathered = [weight.merged() for weight in self._weights]
-        torch._foreach_copy_(self._views, gathered)
+        for view, weight in zip(self._views, self._weights, strict=True):
+            view.copy_(weight.merged())
         return sum(view.numel() * view.element_size() for view in self._views)
 
     def seal(self) -> None:
