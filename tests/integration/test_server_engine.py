@@ -333,3 +333,20 @@ def test_fault_stale_prefix_cache(fresh):
     assert not agrees(fresh.compare(prompts, fresh.generate(prompts)))
     fresh.sync()
     assert agrees(fresh.compare(prompts, fresh.generate(prompts)))
+
+
+def test_completions_arrive_one_by_one_and_share_the_prefill_of_a_prompt(fresh):
+    (prompt,), count = tiny_model.prompts(1, 200), 16
+    params = [SamplingParams(max_tokens=1 + 3 * i, temperature=TAU) for i in range(count)]
+
+    async def each():
+        return [item async for item in fresh.sampler.generate_each([prompt] * count, params)]
+
+    before = ray.get(fresh.actor.stats.remote())
+    arrived = asyncio.run(each())
+    after = ray.get(fresh.actor.stats.remote())
+    assert sorted(position for position, _ in arrived) == list(range(count))
+    assert all(1 <= len(c.token_ids) <= 1 + 3 * position for position, c in arrived)
+    assert after.prompt_tokens - before.prompt_tokens == count * 200
+    # vLLM's own count: everything but the first prompt's prefill, in whole blocks of 32
+    assert after.cached_prompt_tokens - before.cached_prompt_tokens == (count - 1) * 192
