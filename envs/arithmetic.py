@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from random import Random
 from typing import Any
@@ -213,13 +213,27 @@ class ArithmeticTasks(SingleTurnTasks):
             pass
         return _task(f"arithmetic/train/{self.seed}/{index}", tokens, level, family)
 
+    @property
+    def eval_splits(self) -> tuple[str, ...]:
+        """Held out, longer than trained, and, when training leaves families out, those families."""
+        return ("held_out", "ood", *(("unseen_family",) if self._unseen_families else ()))
+
+    @property
+    def _unseen_families(self) -> tuple[str, ...]:
+        there = {family for found in cells(self.levels, FAMILIES).values() for family in found}
+        return tuple(f for f in FAMILIES if f in there and f not in self.families)
+
     def split(self, name: str, n: int) -> list[Task]:
-        """The first `n` problems of "held_out" or "ood", all different, balanced over levels and families.
+        """The first `n` problems of one of `eval_splits`, all different, balanced over levels and families.
 
         The sets do not depend on the seed, and a smaller set is the beginning of a larger one.
         Raises UsageError for an unknown split or one that holds fewer than `n` problems."""
+        if name == "unseen_family" and self._unseen_families:
+            levels = [lv for lv, fs in cells(self.levels, self._unseen_families).items() if fs]
+            others = replace(self, levels=tuple(levels), families=self._unseen_families)
+            return others.split("held_out", n)
         if name not in ("held_out", "ood"):
-            raise UsageError(f"arithmetic has no split {name!r}: choose held_out or ood")
+            raise UsageError(f"arithmetic has no split {name!r}: choose {', '.join(self.eval_splits)}")
         levels = self.levels if name == "held_out" else OOD_LEVELS
         open_cells = [(level, f) for level, fs in cells(levels, self.families).items() for f in fs]
         wheels = {level: [f for lv, f in open_cells if lv == level] for level in levels}

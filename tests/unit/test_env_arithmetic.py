@@ -170,3 +170,11 @@ def test_templates():
     source = ArithmeticTasks()
     assert source.base_template.format(prompt="1+2") == "1+2=?\n"
     assert source.chat_template.format(prompt="1+2") == "Calculate 1+2. Give the final answer in \\boxed{}."
+
+
+def test_families_left_out_of_training_are_a_split_of_their_own():
+    source = ArithmeticTasks(levels=(1, 2), families=("chain", "paren"))
+    assert source.eval_splits == ("held_out", "ood", "unseen_family")
+    tasks = source.split("unseen_family", 8)
+    assert {task.family for task in tasks} == {"product"} and {task.difficulty for task in tasks} == {2.0}
+    assert ArithmeticTasks().eval_splits == ("held_out", "ood")
