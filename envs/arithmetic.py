@@ -229,11 +229,11 @@ class ArithmeticTasks(SingleTurnTasks):
         The sets do not depend on the seed, and a smaller set is the beginning of a larger one.
         Raises UsageError for an unknown split or one that holds fewer than `n` problems."""
         if name == "unseen_family" and self._unseen_families:
-            levels = [lv for lv, fs in cells(self.levels, self._unseen_families).items() if fs]
-            others = replace(self, levels=tuple(levels), families=self._unseen_families)
+            there = [lv for lv, fs in cells(self.levels, self._unseen_families).items() if fs]
+            others = replace(self, levels=tuple(there), families=self._unseen_families)
             return others.split("held_out", n)
         if name not in ("held_out", "ood"):
-            raise UsageError(f"arithmetic has no split {name!r}: choose {', '.join(self.eval_splits)}")
+            raise UsageError(f"arithmetic has no split {name!r}: choose {' or '.join(self.eval_splits)}")
         levels = self.levels if name == "held_out" else OOD_LEVELS
         open_cells = [(level, f) for level, fs in cells(levels, self.families).items() for f in fs]
         wheels = {level: [f for lv, f in open_cells if lv == level] for level in levels}
