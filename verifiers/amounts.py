@@ -45,6 +45,8 @@ class Amounts:
         pred_value, pred_unit, pred_percent = split_quantity(pred)
         if gold_unit is not None and pred_unit is None and not pred_percent and not symbols(gold_value):
             pred_value, pred_unit, pred_percent = split_quantity(as_quantity(pred_value))
+        elif pred_unit is not None and gold_unit is None and not gold_percent and symbols(gold_value):
+            gold_value, gold_unit, gold_percent = split_quantity(as_quantity(gold_value))
         if (gold_unit is None) != (pred_unit is None) and is_angle(gold_unit or pred_unit):
             bare = gold_value if gold_unit is None else pred_value
             if Const("pi") in walk(bare):

@@ -241,7 +241,7 @@ class Canon:
             return self.rational_power(self.of(args[0]), 1 / index)
         values = [self.of(arg) for arg in args]
         numbers = [v.rational for v in values]
-        if all(n is not None for n in numbers):
+        if numbers and all(n is not None for n in numbers):
             exact = self.exact_call(name, [n for n in numbers if n is not None])
             if exact is not None:
                 return Quotient.of(exact)

@@ -10,6 +10,7 @@ from verifiers.tables import FRACTIONS
 from verifiers.text import Unreadable
 
 MAX_DIGITS = 4000
+MIN_DIGITS = 6  # before dots, for a decimal that does not repeat
 
 
 def number(text: str) -> Num:
@@ -73,6 +74,8 @@ class Literals:
                     tail = fixed[start:]
                     if len(tail) >= max(2 * length, 3) and (cycle * len(tail)).startswith(tail):
                         return repeating(whole, fixed[:start], cycle)
+            if len((whole + fixed).lstrip("0")) < MIN_DIGITS:
+                raise Unreadable("digits that go on in an unknown way")
             return number(f"{whole}.{fixed}")
         if mark.text == "(":
             digits = self.next().text

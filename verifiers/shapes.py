@@ -35,6 +35,7 @@ from verifiers.nodes import (
     Unit,
     rewrite,
     symbols,
+    walk,
 )
 from verifiers.units import SINGLE, read_unit
 
@@ -158,7 +159,8 @@ def as_quantity(node: Node) -> Node:
     is the sign of a unit."""
     parts: list[str] = []
     value = _units_apart(node, "", parts)
-    unit = read_unit(" ".join(parts)) if parts and value is not None else None
+    counted = parts and any(isinstance(part, Num) for part in walk(node))
+    unit = read_unit(" ".join(parts)) if counted and value is not None else None
     return node if unit is None or value is None else Quantity(value, unit)
 
 

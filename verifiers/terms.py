@@ -241,7 +241,8 @@ class Terms(Symbols, Quantities):
             else:
                 base = self.exponent()
         if name == "sqrt" and self.peek().text == "[":
-            return self.leave_with(self.root())
+            root = self.root()
+            return self.leave_with(root if exponent is None else Pow(root, exponent))
         if name in INVERSES and isinstance(exponent, Neg) and exponent.item == Num(Fraction(1), None, 1):
             name, exponent = INVERSES[name], None
         args = self.arguments(name)
