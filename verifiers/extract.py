@@ -207,7 +207,9 @@ def _from_phrase(content: str, how: str) -> Extraction:
 def _display(content: str) -> str | None:
     """Displayed mathematics that begins the content, over several lines."""
     match = re.match(
-        r"\s*(\$\$.+?\$\$|\\\[.+?\\\]|\\begin\{(\w+)\}.+?\\end\{\2\}|\$[^$]+\$)", content, re.DOTALL
+        r"\s*(\$\$.+?\$\$|\\\[.+?\\\]|\\begin\{(\w+)\}.+?\\end\{\2\}|\$[^$]+\$)(?![\w^!+*/\\-])",
+        content,
+        re.DOTALL,
     )
     return match.group(1) if match else None
 
@@ -218,6 +220,7 @@ def _display(content: str) -> str | None:
 def strip_markup(line: str) -> str:
     """A line without Markdown emphasis, list marks and outer white space."""
     line = re.sub(r"\*\*|__|`+", "", line).strip()
+    line = re.sub(r"^([*_]|==)(\S(?:.*\S)?)\1(?=[.,]?$)", r"\2", line)
     return re.sub(r"^(?:-\s+(?![\d.\\])|[*•>]\s+|#{1,6}\s+)+", "", line).strip()
 
 
@@ -240,7 +243,7 @@ def sentence(line: str, last: bool = False) -> str:
 _OPENERS = re.compile(
     r"^(?:(?:so|thus|hence|therefore|then|that|also|donc|somit|daher|luego|quindi|portanto|"
     r"approximately|exactly)\b,?|"
-    r"(?:所以|因此|于是|故|即|则|可得|解得|得|よって|したがって|따라서)|[:=,，\s]+)+",
+    r"(?:所以|因此|于是|故|即|则|可得|解得|得|よって|したがって|따라서)|[:=,，、\s]+)+",
     re.IGNORECASE,
 )
 
@@ -281,6 +284,8 @@ def _from_spans(line: str, spans: list[str], strict: bool) -> str | None:
     rest = _MATH_SPAN.sub("\0", line)
     words = rest.replace("\0", " ").strip(" .,;:!")
     first, last = rest.find("\0"), rest.rfind("\0")
+    if re.search(r"\0[\^_!\d]|[\d^]\0", rest):
+        return None  # "$84$^2"
     if NEGATION_BEFORE.search(rest[:last]) and not CONCLUDES.search(rest[:last]):
         return None
     between = rest[first + 1 : last]
@@ -322,11 +327,11 @@ def _from_end(text: str) -> Extraction:
     return _from_line(lines[-1].strip(), "last line")
 
 
-_BARE_TEXT = re.compile(r"[^\W\d_][\w' -]{0,40}[.!]?")
+_BARE_TEXT = re.compile(r"[^\W\d_](?:[^\W\d]|[' -]){0,40}[.!]?")
 _RIGHT_CHOICE = re.compile(r"(?<!\w)\(?([A-J])\)? is (?:the )?(?:correct|right|best)\b")
 _NOTHING = re.compile(r"\b(?:does not exist|doesn't exist|no (?:real )?solutions?)\.?$", re.IGNORECASE)
 _CHOSEN = re.compile(r"(?<!\w)\(([A-J])\)|\b(?:option|choice|select|choose|pick)\s+([A-J])\b", re.IGNORECASE)
-_CLOCK_TIME = re.compile(r"(?<![\d:])\d{1,2}:[0-5]\d(?:\s*[ap]\.?m\b\.?)?(?![\d:])", re.IGNORECASE)
+_CLOCK_TIME = re.compile(r"(?<![\d:])\d{1,2}:[0-5]\d(?:\s*[ap]\.?m\b\.?)?(?![\w:\\^}])", re.IGNORECASE)
 _LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?(?![\w\\^{])")
 
 
@@ -378,6 +383,7 @@ def _from_prose(line: str, how: str) -> Extraction:
         shorter = CLAUSE_ENDS.split(tail, maxsplit=1)[0].strip(" ,")
         if not re.search(r"\d", tail[len(shorter) :]):
             tail = shorter
+        tail = re.sub(r"(?<=\d)\s+(?:of|such|in total|altogether)\b\D*$", "", tail)
         if tail and _looks_like_answer(tail):
             return Extraction(tail, how)
     if "=" in line:
@@ -387,6 +393,7 @@ def _from_prose(line: str, how: str) -> Extraction:
     numbers = list(_LONE_NUMBER.finditer(line))
     if len(numbers) == 1 and not NEGATION_BEFORE.search(line[: numbers[0].start()]):
         behind = line[numbers[0].end() :].strip(" .,!")
+        behind = re.sub(r"^(?:of|such|in total|altogether)\b\D*$", "", behind)
         if re.fullmatch(r"(?:[^\W\d_]+(?:\s+[^\W\d_]+){0,3})?", behind) and not AFTER_REFUSES.match(
             " " + behind
         ):

@@ -52,6 +52,7 @@ class SetReader:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        self.in_builder = False  # {x : x = 3 or x = 5}
 
     def read(self, node: Node, loose: bool = True) -> RealSet:
         """The set that `node` describes. With `loose`, `(a, b)` is an open interval. Raises `NoSet`."""
@@ -160,7 +161,8 @@ class SetReader:
 
     def relation(self, node: Rel) -> RealSet:
         """Inequalities in one variable, linear in it, as a set."""
-        if not all(op in ("<", "<=", ">", ">=", "!=") for op in node.ops):
+        known = ("<", "<=", ">", ">=", "!=", "=") if self.in_builder else ("<", "<=", ">", ">=", "!=")
+        if not all(op in known for op in node.ops):
             raise NoSet("no inequality")
         names = symbols(node)
         if len(names) != 1 or "?" in names:
@@ -179,6 +181,8 @@ class SetReader:
             bound = right
         else:
             bound, op = self.solved(left, op, right, name)
+        if op == "=":
+            return RealSet((self.interval(bound, bound, True, True),))
         if op == "!=":
             point = RealSet((self.interval(bound, bound, True, True),))
             return self.complement(point)
@@ -207,7 +211,9 @@ class SetReader:
             conditions, head = (Rel(head.items, head.ops), *conditions), head.items[0]
         if not isinstance(head, Sym):
             raise NoSet("a set builder over an expression")
+        outer, self.in_builder = self.in_builder, True
         sets = [self.read(c) for c in conditions]
+        self.in_builder = outer
         if any(s.variable not in (None, head.name) for s in sets):
             raise NoSet("a condition on another variable")
         return RealSet(self.intersection(sets).intervals)

@@ -22,6 +22,8 @@ from verifiers.nodes import Node, Opaque, Seq, Text, rewrite, show, walk
 from verifiers.text import Unreadable, clean, words
 
 _INTEGER = re.compile(r"[+-]?\d{1,400}")
+_SMALL_DECIMAL_COMMA = re.compile(r"-?0,\d+")
+_DECIMAL_COMMA = re.compile(r"-?(?:0,\d+|\d+,\d{1,2}|\d+,\d{4,})")
 _MATHLIKE = re.compile(r"[\\^_=<>+*/{}]")
 _PERCENT_ASKED = re.compile(r"percent|per cent|%", re.IGNORECASE)
 _CACHED_REFERENCES = 4096
@@ -37,8 +39,9 @@ class Reading:
     problem: str = ""
 
 
-def read(text: str) -> Reading:
-    """The reading of one answer text."""
+def read(text: str, stated: bool = False) -> Reading:
+    """The reading of one answer text. With `stated` (not a reference) `2,5` may be a decimal as well as a
+    list."""
     from verifiers.reading import parse_clean
 
     try:
@@ -57,7 +60,7 @@ def read(text: str) -> Reading:
             problem = problem or str(error)
         except RecursionError:
             problem = "nested too deeply"
-    if re.fullmatch(r"\s*\$?-?0,\d+\$?\s*", cleaned):
+    if (_DECIMAL_COMMA if stated else _SMALL_DECIMAL_COMMA).fullmatch(cleaned.strip().strip("$")):
         trees.append(parse_clean(cleaned.replace(",", ".")))  # a decimal comma
     if not trees:
         return Reading(text, None, None, problem)
@@ -156,7 +159,7 @@ class MathVerifier(Verifier):
         return any(isinstance(tree, Seq) and tree.open in ("", "{") for tree in trees)
 
     def _compare(self, answer: str, task: Task, notes: list[str] | None) -> Verdict:
-        reading = read(answer)
+        reading = read(answer, stated=True)
         problems, rules, late = [], [], ""
         if notes is not None:
             notes.append(f"answer read as: {_tree(reading)}")

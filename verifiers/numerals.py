@@ -111,7 +111,7 @@ def in_figures(plain: str) -> str | None:
 _MONTHS = ("january february march april may june july august september october november december").split()
 _MONTH = "|".join(f"{m}|{m[:3]}\\.?" for m in _MONTHS)
 _DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th|\^?\{?\\?(?:text|mathrm)?\{?(?:st|nd|rd|th)\}*)?"
-_YEAR = r"(?:,?\s+(?P<year>\d{4}))?(?!\w)"
+_YEAR = r"(?:,?\s+(?P<year>\d{4}))?(?![\w\\^])"
 _ISO_DATE = re.compile(r"(?P<year>\d{4})-(?P<month>0[1-9]|1[0-2])-(?P<day>[0-3]\d)")
 _SLASHED_DATE = re.compile(r"0?(\d{1,2})/0?(\d{1,2})/(\d{4})")
 _DATES = tuple(

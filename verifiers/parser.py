@@ -58,8 +58,8 @@ class Parser(Terms):
                 if opened == "(":
                     raise Unreadable("a trailing comma in brackets")
                 break
-            again = self.separator()  # "3, and 4"
-            joined = again if again not in (None, ",") else joined
+            while (again := self.separator()) is not None:  # "3, and 4"
+                joined = again if again != "," else joined
             found.append(self.statement())
         if opened or len(found) > 1:
             return Seq(opened, "", tuple(found), joined or ",")
@@ -193,7 +193,10 @@ class Parser(Terms):
             self.next()
             conditions = self.items("(", closer)
             assert isinstance(conditions, Seq)
-            inner_node: Node = Builder(inner.items[0], conditions.items)
+            either = (Seq("", "", conditions.items, "or"),)
+            inner_node: Node = Builder(
+                inner.items[0], either if conditions.joined == "or" else conditions.items
+            )
             if len(inner.items) != 1:
                 raise Unreadable("a set builder with several heads")
         else:

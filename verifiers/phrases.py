@@ -38,6 +38,7 @@ _OTHER_LANGUAGES = "|".join(
         "η απάντηση είναι",
         "απάντηση",
         "答(?=[:：])",
+        r"(?:故|应|應|因此|所以)?(?:选|選)(?:择|擇)?(?=[\s(（]*[A-J])",
         r"(?:最终|最後|正确|所以|因此)?答案(?:是|为|為|应该是|选|選|就是)?",
         "故选",
         "答案選",
@@ -63,12 +64,14 @@ _RESULT = (
     r"soluzione|solução|итого|итог|результат|结果(?:是|为)?|结论|結果"
 )
 RESULT = re.compile(
-    rf"(?<![\w-])(?:{_RESULT}){_MARK}(?<=[:：=>\s*_是为])(?=[$\\]*-?\d|\$|\\\()", re.IGNORECASE
+    r"(?:^|\n)\W*(?:the )?(?:final )?answer(?:\s+[-–—]\s+(?=[$\\(]*-?\d)|\s+(?=[$\\(]*-?\d))|"
+    rf"(?<![\w-])(?:{_RESULT}){_MARK}(?<=[:：=>\s*_是为])(?=[$\\]*-?\d|\$|\\\()",
+    re.IGNORECASE,
 )
 PHRASE = re.compile(
     rf"(?:(?<![\w-]){_NOT_OURS}(?:the |my |our |your )?{_ANNOUNCES}"
     rf"(?:{_VERB}(?![\w-]){_MARK}|{_BARE_MARK})|(?<!\w)ans\.\s+|(?:{_OTHER_LANGUAGES})(?![\w-])?{_MARK})"
-    r"(?<=[:：=>\s*_是为為选選は은:])(?=\S)",
+    r"(?<=[:：=>\s*_是为為选選择擇は은:])(?=\S)",
     re.IGNORECASE,
 )
 #: "84 is the answer", "84 is the final answer".
@@ -115,6 +118,7 @@ CONCLUDES = re.compile(
     r"obtains|yields?|yielding|giving|leaving|making|becomes?|total(?:s|ing)?|costs?|comes to|amounts to|"
     r"makes|leaves|find|conclude|"
     r"therefore|thus|hence|so|result|es|est|ist|è|é|sind|son|sont|равно|является|是|为|為|等于|は|needs?|takes?|"
+    r"il y a|hay|ci sono|es gibt|existen|existem|всего|имеется|"
     r"earns?|paid|pays?|spends?|there are|there were)(?!\w)[\s:=]*|(?<=[是为於于有得共])|(?<=[a-z])=\s*",
     re.IGNORECASE,
 )

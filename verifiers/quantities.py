@@ -120,14 +120,14 @@ class Quantities:
             return True
         if word in FUNCTIONS or self.word_separator(token) or self.in_call:
             return False
-        if len(word) == 1:
+        if len(word) == 1 and word.isascii():
             after = self.peek(1)
             return (
                 word in SINGLE and after.kind in ("end", "op") and after.text not in ("(", "+", "-", "=", "^")
             )
         if word.casefold() in MULTIPLIERS or singular(word) in KNOWN:
             return True
-        return len(word) > 2
+        return len(word) > 2 or not word.isascii()
 
     def unit_phrase(self, node: Node) -> Node:
         pieces: list[str] = []

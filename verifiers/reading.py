@@ -27,9 +27,16 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|textit|b
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([ap])?\.?\s?(m)?\.?", re.IGNORECASE)
 _BASED = re.compile(r"^\s*\$?(?:\\left)?\((\d+)(?:\\right)?\)_(?=\{?\d)")
 _TIMES_TEN = re.compile(r"(\d)\s*[xX]\s*10\s*\^")
+_WITH_OPTION = re.compile(
+    r"(?<=\S)\s*\\text\s*\{\s*\((?:option|choice|answer)\s+[A-J]\)\s*\}$", re.IGNORECASE
+)
 _EXPLAINED = re.compile(r"(.*[\d}$%])\s*\(([^\W\d_][^()\d\\]{1,30})\)")
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s'-]+[^\W\d_]+)*")
 _WHOLE_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mbox|textit|textrm)\s*\{([^{}\\$]+)\}")
+_SYSTEM = re.compile(
+    r"\\left\s*\\\{\s*\\begin\{(array|aligned|matrix)\}(?:\{[lcr| ]*\})?(.*?)\\end\{\1\}\s*\\right\s*\.",
+    re.DOTALL,
+)
 _ALIGNED = re.compile(
     r"\\begin\{(align|aligned|split|gather|gathered|eqnarray)(\*?)\}(.*)\\end\{\1\2\}", re.DOTALL
 )
@@ -105,13 +112,14 @@ _CONDITION = re.compile(
 _ARROW = re.compile(
     r"^(?:\\(?:therefore|implies|Rightarrow|Longrightarrow|rightarrow|to)(?![a-zA-Z])|=>|->)\s*"
 )
+_ROUGHLY = re.compile(r"^\\text\s*\{\s*(?:approximately|approx\.?|exactly)\s*\}")
 _NAMED = re.compile(r"^([A-Za-z]+(?: [A-Za-z]+){0,6})\s*[=:]\s*(?=\S)(?!=)")
 _IN_WORDS = re.compile(r"^\\text\s*\{([^{}]{1,60}?)(?:\bis|\bare|\bequals|:)\s*:?\s*\}\s*(?=\S)")
 
 
 def _unannounced(text: str) -> str:
     """`text` without an arrow, or words that only name the value, before it ("Total = 13")."""
-    text = _ARROW.sub("", text)
+    text = _ROUGHLY.sub("", _ARROW.sub("", text))
     for announcement in (_NAMED, _IN_WORDS):
         match = announcement.match(text)
         if match is None:
@@ -126,6 +134,7 @@ def _unannounced(text: str) -> str:
 
 def _explained(text: str) -> str:
     """`42 (forty-two)` as 42, `10 (ways)` as `10 ways`."""
+    text = _WITH_OPTION.sub("", text)
     match = _EXPLAINED.fullmatch(text) if text.endswith(")") else None
     if match is None:
         return text
@@ -137,6 +146,7 @@ def _explained(text: str) -> str:
 
 def _aligned(text: str) -> str:
     """Aligned lines without their tabs; a line that begins with `=` goes on with the one before."""
+    text = _SYSTEM.sub(r"\\begin{cases}\2\\end{cases}", text)
     return _ALIGNED.sub(lambda m: re.sub(r"\\\\\s*(?==)", " ", m.group(3).replace("&", "")), text)
 
 
