@@ -46,8 +46,11 @@ class Alarms:
 
 def collapse(entries: Sequence[Entry]) -> str | None:
     """The mean pass rate of the last `WINDOW` steps lies `FALL` or more below the best such mean before."""
-    means = _window_means(entries, "pass_rate")
-    if means is None or means.max() - means[-1] < FALL:
+    windows = _window_means(entries, "pass_rate")
+    if windows is None:
+        return None
+    (means,) = windows
+    if means.max() - means[-1] < FALL:
         return None
     return (
         f"the pass rate fell from {means.max():.2f} to {means[-1]:.2f} (means of {WINDOW} steps): the policy "
@@ -59,8 +62,11 @@ def collapse(entries: Sequence[Entry]) -> str | None:
 def entropy_collapse(entries: Sequence[Entry]) -> str | None:
     """Entropy below `ENTROPY_FALL` of what it began with, while the pass rate is not `SOLVED` and no longer
     rises: groups become equal, and nothing is left to learn from."""
-    entropy, passed = _window_means(entries, "entropy"), _window_means(entries, "pass_rate")
-    if entropy is None or passed is None or entropy[-1] >= ENTROPY_FALL * entropy[0]:
+    windows = _window_means(entries, "entropy", "pass_rate")
+    if windows is None:
+        return None
+    entropy, passed = windows
+    if entropy[-1] >= ENTROPY_FALL * entropy[0]:
         return None
     if passed[-1] >= SOLVED or passed[-1] > _before(passed):
         return None
@@ -73,10 +79,11 @@ def entropy_collapse(entries: Sequence[Entry]) -> str | None:
 
 def entropy_explosion(entries: Sequence[Entry]) -> str | None:
     """Entropy above `ENTROPY_RISE` times what it began with, while the pass rate is below what it was."""
-    entropy, passed = _window_means(entries, "entropy"), _window_means(entries, "pass_rate")
-    if entropy is None or passed is None or entropy[-1] <= ENTROPY_RISE * entropy[0]:
+    windows = _window_means(entries, "entropy", "pass_rate")
+    if windows is None:
         return None
-    if passed[-1] >= _before(passed):
+    entropy, passed = windows
+    if entropy[-1] <= ENTROPY_RISE * entropy[0] or passed[-1] >= _before(passed):
         return None
     return (
         f"entropy rose from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token while the pass rate fell to "
@@ -88,10 +95,10 @@ def entropy_explosion(entries: Sequence[Entry]) -> str | None:
 def length_runaway(entries: Sequence[Entry]) -> str | None:
     """Responses grow into the token budget (`TRUNCATED_RISE` more are cut off than at the best of times)
     without a higher pass rate than at that time."""
-    lengths = _window_means(entries, "response_tokens_mean")
-    truncated, passed = _window_means(entries, "truncated_rate"), _window_means(entries, "pass_rate")
-    if lengths is None or truncated is None or passed is None:
+    windows = _window_means(entries, "response_tokens_mean", "truncated_rate", "pass_rate")
+    if windows is None:
         return None
+    lengths, truncated, passed = windows
     best = int(truncated.argmin())
     if truncated[-1] - truncated[best] < TRUNCATED_RISE or lengths[-1] <= lengths[best]:
         return None
@@ -107,9 +114,12 @@ def length_runaway(entries: Sequence[Entry]) -> str | None:
 
 def reward_without_accuracy(entries: Sequence[Entry]) -> str | None:
     """The mean reward rose by `REWARD_RISE` since the beginning, held-out pass@1 did not since step 0."""
-    reward = _window_means(entries, "reward_mean")
+    windows = _window_means(entries, "reward_mean")
     held_out = [e["eval"]["held_out"]["pass@1"] for e in entries if "held_out" in e.get("eval", {})]
-    if reward is None or len(held_out) < 2 or reward[-1] - reward[0] < REWARD_RISE:
+    if windows is None or len(held_out) < 2:
+        return None
+    (reward,) = windows
+    if reward[-1] - reward[0] < REWARD_RISE:
         return None
     if max(held_out[1:]) - held_out[0] >= SAME_ACCURACY:
         return None
@@ -124,12 +134,13 @@ def reward_without_accuracy(entries: Sequence[Entry]) -> str | None:
 ALARMS = (collapse, entropy_collapse, entropy_explosion, length_runaway, reward_without_accuracy)
 
 
-def _window_means(entries: Sequence[Entry], key: str) -> np.ndarray | None:
-    """Means over every `WINDOW` consecutive steps that have the key; None below two windows of them."""
-    values = [e[key] for e in entries if e.get(key) is not None]
-    if len(values) < 2 * WINDOW:
+def _window_means(entries: Sequence[Entry], *keys: str) -> np.ndarray | None:
+    """(keys, windows) means over every `WINDOW` consecutive ones of the steps that have all the keys; None
+    below two windows of them."""
+    steps = [[e[key] for key in keys] for e in entries if all(e.get(key) is not None for key in keys)]
+    if len(steps) < 2 * WINDOW:
         return None
-    return np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
+    return np.array([np.convolve(s, np.ones(WINDOW) / WINDOW, mode="valid") for s in np.transpose(steps)])
 
 
 def _before(means: np.ndarray) -> float:
