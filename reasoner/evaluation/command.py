@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ def run(json_path: Path | None, **given: Any) -> None:
     options = _options(given)
     config = _config(given, options.endpoint)
     click.echo(f"tasks {config.tasks.source}, verifier {config.verifier.name}", err=True)
-    result = evaluate(config, options=options)
+    try:
+        result = evaluate(config, options=options)
+    except KeyboardInterrupt:
+        click.secho("stopped; what had finished is kept: the same command goes on", fg="yellow", err=True)
+        sys.exit(130)
     show(result)
     if json_path:
         write_json(json_path, result)

@@ -31,6 +31,7 @@ class EndpointGenerator:
         self.max_in_flight = client.endpoint.concurrency
         self.seeded = not client.is_vllm  # on a CPU vLLM dies of seeds, see LocalGenerator
         self.end_token_ids: set[int] = set()
+        self._encoded: dict[str, list[int]] = {}
 
     async def chain(self, task: Task, position: int, params: SamplingParams) -> Chain:
         """One episode; each turn is a message more (without a chat template: text more)."""
@@ -78,7 +79,9 @@ class EndpointGenerator:
         return Completion(answer.token_ids, logprobs, np.zeros(count, np.int32), answer.finish_reason)
 
     async def encode(self, text: str) -> list[int]:
-        return await self._client.tokenize(text) if text else []
+        if text not in self._encoded:  # forced and appended texts come again and again
+            self._encoded[text] = await self._client.tokenize(text) if text else []
+        return self._encoded[text]
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         ids = list(map(int, token_ids))

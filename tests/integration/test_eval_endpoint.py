@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -69,11 +70,11 @@ def run(url, out, *arguments):
 
 
 def test_curves_and_budgets_of_a_served_model(url, tmp_path):
-    arguments = ("--problems", "24", "--samples", "8", "--budgets", "8,24", "--extend", "no,")
+    arguments = ("--problems", "12", "--samples", "8", "--budgets", "8,24", "--extend", "no,")
     done, result = run(url, tmp_path / "eval", *arguments)
     assert done.exit_code == 0, done.output
     curve = result["splits"]["held_out"]["pass@k"]
-    assert 0.1 < curve["1"] < 0.5 < curve["8"], "the embedded base model, as measured in docs/base_model.md"
+    assert 0.05 < curve["1"] < 0.5 and curve["8"] > 2 * curve["1"], "a base model, see docs/base_model.md"
     assert result["splits"]["held_out"]["weighted_maj@k"], "vLLM gives logprobs"
     short, _, longer, full = result["budgets"]["splits"]["held_out"]["points"]
     assert short["kind"] == "cut" and 0 < short["applied_rate"] < 1
@@ -96,6 +97,28 @@ def test_samples_of_one_prompt_share_its_prefill(url, tmp_path):
     assert asked == samples * length
     assert hits == (samples - 1) * (length // BLOCK) * BLOCK
     assert result["splits"]["long"]["samples"] == samples
+
+
+def test_ctrl_c_keeps_what_finished(url, tmp_path):
+    command = [sys.executable, "-m", "reasoner.cli", "eval", "--endpoint", url, "--model", "served"]
+    command += ["--template", "base", "--samples", "1000", "--out", str(tmp_path / "eval")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not stored(tmp_path / "eval"):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in said
+    assert 0 < stored(tmp_path / "eval") < 100_000
+
+
+def stored(directory):
+    path = directory / "samples.sqlite"
+    if not path.exists():
+        return 0
+    with sqlite3.connect(path) as db:
+        tables = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'samples'").fetchone()
+        return db.execute("SELECT count(*) FROM samples").fetchone()[0] if tables[0] else 0
 
 
 def test_a_context_shorter_than_the_budget_is_said(url, tmp_path):
