@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from evaluations import IDENTITY, TASKS, collect, generator, stored, tokens
+from evaluations import IDENTITY, SOURCE, TASKS, collect, generator, stored, tokens
 
+from envs.base import TextEnv
 from reasoner.errors import ServerError, UsageError
 from reasoner.evaluation.budgets import force_text, points_of, s1_metrics, standing_for
 from reasoner.evaluation.store import CHAIN, EvalStore, Point
@@ -19,9 +20,9 @@ from reasoner.types import Task
 RIGHT = r"\boxed{2}"
 
 
-def run(directory, script, samples, points=(), **kwargs):
+def run(directory, script, samples, points=(), max_tokens=16, **kwargs):
     generate, sampler = generator(script, **kwargs)
-    return asyncio.run(collect(directory, generate, samples, points)), sampler
+    return asyncio.run(collect(directory, generate, samples, points, max_tokens)), sampler
 
 
 def test_more_samples_later_are_only_the_difference(tmp_path):
@@ -153,3 +154,30 @@ def test_s1_metrics_by_hand():
     assert found["control"] == pytest.approx(5 / 6)
     assert found["performance"] == 0.5
     assert np.isfinite(list(found.values())).all()
+
+
+class Twice(TextEnv):
+    """Answers a draft with "Check it." and grades the second action."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.task, self.turns = task, 0
+
+    def begin(self, task):
+        self.turns = 0
+        return task, task.prompt + "\n"
+
+    def respond(self, action):
+        self.turns += 1
+        return ("Check it.", False, False, None) if self.turns == 1 else ("", True, False, action)
+
+
+def test_drafts_of_several_turns_are_candidates(tmp_path, monkeypatch):
+    """Self-correction as sequential compute: the draft's answer counts as an answer on the way."""
+    monkeypatch.setattr(type(SOURCE), "env", lambda self, task: Twice(task))
+    run(tmp_path, [tokens(r"\boxed{1}"), tokens(RIGHT)], samples=1, max_tokens=64, max_in_flight=1)
+    chain = next(s for s in stored(tmp_path) if s.task_id == "a")
+    assert chain.completion == RIGHT and chain.said == r"\boxed{1}" + RIGHT
+    assert chain.grade.candidates == ("1", "2") and chain.grade.candidates_correct == (False, True)
+    assert chain.tokens == 2 * len(tokens(RIGHT)), "the observation is not sampled"
+    assert chain.mean_logprob == -1.0
