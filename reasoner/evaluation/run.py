@@ -94,12 +94,14 @@ def _sample_and_grade(plan: Plan, store: EvalStore, bar: Progress, say: Callable
     work = list(missing_work(store, plan.tasks, config.eval.samples, plan.points, plan.params.max_tokens))
     tasks = {(split, task.id): task for split, found in plan.tasks.items() for task in found}
     processes, timeout_s = config.verifier.processes, config.verifier.timeout_s
-    if not work and not any(list(store.samples(split, graded=False)) for split in plan.tasks):
+    failed = [s for split in plan.tasks for s in store.samples(split) if _broke(s) and s.key[:2] in tasks]
+    if not work and not failed and not any(list(store.samples(s, graded=False)) for s in plan.tasks):
         return
     with VerifierPool(plan.verifier, workers=processes, timeout_s=timeout_s) as pool:
         scorer = VerifierPool(plan.options.scorer) if plan.options.scorer else None
         try:
             grader = Grader(store, tasks, pool, scorer)
+            grader.grade(failed)  # the verifier may have been mended since
             if work:
                 there = sum(len(found) for found in plan.tasks.values()) * config.eval.samples - len(work)
                 asyncio.run(_collect(plan, store, grader, work, there, bar, say))
@@ -145,6 +147,10 @@ async def _generator(plan: Plan, store: EvalStore, say: Callable[[str], None]) -
     config = plan.config.model_copy(update={"seed": _server_seed(plan, store)})
     async with local_generator(config, plan.model, plan.source, plan.template, logs) as generator:
         yield generator
+
+
+def _broke(sample: Sample) -> bool:
+    return sample.grade is not None and sample.grade.verdict.status == "error"
 
 
 def _server_seed(plan: Plan, store: EvalStore) -> int:

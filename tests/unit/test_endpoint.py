@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from reasoner.config import load_config
-from reasoner.errors import ServerError, UsageError
+from reasoner.errors import ReasonerError, ServerError, UsageError
 from reasoner.evaluation import EvalOptions, evaluate
 from reasoner.types import SamplingParams
 from rollouts.endpoint import Endpoint, EndpointClient
@@ -198,3 +198,24 @@ def test_budgets_need_token_ids(tasks, tmp_path):
         pytest.raises(UsageError, match="not a vLLM server"),
     ):
         run(server.url, tasks, tmp_path / "eval", budgets=(8,))
+
+
+def test_a_verifier_that_was_broken_grades_again_once_it_is_mended(tasks, tmp_path):
+    (tmp_path / "mendable.py").write_text(
+        "import pathlib\n"
+        "def check(completion, task):\n"
+        f"    if not pathlib.Path({str(tmp_path / 'mended')!r}).exists():\n"
+        "        raise RuntimeError('broken')\n"
+        "    return task.reference in completion\n"
+    )
+    config = load_config(None, {"tasks.source": str(tasks), "eval.samples": 1})
+    verifier = f"{tmp_path / 'mendable.py'}:check"
+    with StandIn(lambda *_: chat("2")) as server:
+        endpoint = Endpoint(server.url, "m")
+        options = EvalOptions(out=tmp_path / "eval", endpoint=endpoint, all_tasks=True, quiet=True)
+        with pytest.raises(ReasonerError, match="scored none of 2 samples: error: RuntimeError: broken"):
+            evaluate(config, verifier=verifier, options=options)
+        (tmp_path / "mended").touch()
+        result = evaluate(config, verifier=verifier, options=options)
+        assert len(server.requests) == 2, "nothing was sampled again"
+    assert result["splits"]["sums"]["pass@k"] == {"1": 0.5}
