@@ -17,6 +17,10 @@ from verifiers.units import KNOWN, singular
 
 MAX_BOXES = 64
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
+_LOOKING_BACK = re.compile(
+    r"\b(?:first (?:got|had|thought|wrote|found)|initially|originally|previously|mistakenly)\b[^.;\n]*\Z",
+    re.IGNORECASE,
+)
 _SIGN_BEFORE = re.compile(r"(?:^|(?<=[$\s=({]))[-−](?:\\left)?[({]?\Z")
 _UNIT_BEHIND = re.compile(
     r"\$?\s*(?:\\,|~)?\s*(?:\\(?:text|mathrm)\s*\{\s*~?)?([a-zA-Z]{2,14})\b(?!\s*[\^/(])"
@@ -80,6 +84,8 @@ def _brace_ends(text: str, start: int) -> dict[int, int]:
 
 
 def from_boxes(text: str, boxes: list[Box]) -> Extraction:
+    while len(boxes) > 1 and _LOOKING_BACK.search(text, max(0, boxes[-1].start - 60), boxes[-1].start):
+        boxes = boxes[:-1]
     group = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         between = text[box.end : group[0].start]
@@ -123,6 +129,8 @@ def _refused(text: str, start: int, end: int) -> str | None:
     if re.search(r"\d\W{0,3}\s(?:or|oder|ou|或)\s+\$?$", before):
         return "hedged before the box"
     after = text[end : end + 60]
+    if re.match(r"\$?\s*\?", after):
+        return "a question"
     if AFTER_REFUSES.match(after):
         return "the answer is taken back"
     if re.match(

@@ -37,7 +37,7 @@ from verifiers.nodes import (
     walk,
 )
 from verifiers.numerals import number_word
-from verifiers.relations import Assigned, assigned, same_relations
+from verifiers.relations import Assigned, assigned, is_name, same_relations
 from verifiers.scalar import Match, same_scalar
 from verifiers.shapes import (
     EMPTY_SET_WORDS,
@@ -112,7 +112,10 @@ class Comparison(Amounts):
         if any(isinstance(part, PlusMinus) for part in walk(node)):
             node = self.expand_signs(node)
         node = unlabelled(node)
-        if isinstance(node, Rel) and node.ops == ("in",) and isinstance(node.items[0], Sym):
+        if isinstance(node, Builder) and not isinstance(node.head, Sym):
+            if all(map(is_condition, node.conditions)):
+                return node.head  # {2kπ | k ∈ Z}
+        if isinstance(node, Rel) and node.ops == ("in",) and is_name(node.items[0]):
             if isinstance(node.items[1], Seq) and node.items[1].open == "{":
                 return node.items[1]
         if isinstance(node, Matrix) and all(len(r) == 1 and isinstance(r[0], Rel) for r in node.rows):

@@ -28,23 +28,12 @@ from verifiers.phrases import (
 )
 from verifiers.tables import FUNCTIONS, GREEK, MEANING, is_product
 from verifiers.units import read_unit
+from verifiers.visible import without_hidden, without_thinking
 
 _MATH_NAMES = FUNCTIONS.keys() | GREEK | {"pi", "inf", "infinity", "oo"}
 MAX_TAIL = 20_000  # characters from the end in which phrases and final lines are looked for
-_OPEN_THINK = re.compile(
-    r"<(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)>|◁think▷|"
-    r"<\|begin_of_thought\|>|\[THINK\]|<\|channel\|>analysis<\|message\|>",
-    re.IGNORECASE,
-)
-_CLOSE_THINK = re.compile(
-    r"</(?:think|thinking|thought|thoughts|reasoning|reflection|scratchpad|analysis)>|◁/think▷|"
-    r"<\|end_of_thought\|>|\[/THINK\]|<\|end\|>",
-    re.IGNORECASE,
-)
 _TAG = re.compile(r"<(answer|final_answer|final|ans|solution)>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _HASHES = re.compile(r"^[ \t]*#{4,}[ \t]*(.+)$", re.MULTILINE)
-_COMMENT_LINE = re.compile(r"^[ \t]*%.*$", re.MULTILINE)
-_SPECIAL = re.compile(r"<\|[a-z_]{1,30}\|>|</?s>|<eos>|<\|end▁of▁sentence\|>", re.IGNORECASE)
 _MATH_SPAN = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$(?:(?=\S)([^$\n]*?\S)|\s+([^$\n]+?))(?<!\\)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]",
     re.DOTALL,
@@ -52,61 +41,6 @@ _MATH_SPAN = re.compile(
 _BOILERPLATE = re.compile(
     r"(?:i hope (?:it|this) (?:is correct|helps)|q\.?e\.?d\.?|∎|\\blacksquare|done)[.!]*\s*$", re.I
 )
-
-
-def without_thinking(text: str) -> str | None:
-    """`text` without what is inside thinking tags; None when the thinking never ends."""
-    if "<" not in text and "◁" not in text and "[" not in text:
-        return text
-    close = None
-    for match in _CLOSE_THINK.finditer(text):
-        if match.group() != "<|end|>" or "<|channel|>" in text:
-            close = match
-    if close is not None:
-        text = text[close.end() :]
-    opened = _OPEN_THINK.search(text)
-    if opened is None:
-        return text
-    before = text[: opened.start()]
-    return before if before.strip() else None
-
-
-_HIDDEN = (
-    ("<!--", "-->"),
-    ("\\begin{comment}", "\\end{comment}"),
-    ("~~", "~~"),
-    ("<del>", "</del>"),
-    ("<s>", "</s>"),
-    ("<strike>", "</strike>"),
-)
-_INVISIBLE = re.compile(
-    r"<(\w{1,10})\s[^<>]{0,200}?(?:hidden|display\s*:\s*none|white|opacity|font-size)[^<>]{0,200}>[^<]{0,500}</\1>",
-    re.IGNORECASE,
-)
-_HTML = re.compile(
-    r"</?(?:b|i|u|em|strong|p|br|span|div|code|pre|mark|center|font|h[1-6]|li|ul|ol|math)\s*/?>",
-    re.IGNORECASE,
-)
-
-
-def without_hidden(text: str) -> str:
-    """`text` without comments and without what is struck through."""
-    for opener, closer in _HIDDEN:
-        if opener not in text:
-            continue
-        kept, position = [], 0
-        while (start := text.find(opener, position)) >= 0:
-            end = text.find(closer, start + len(opener))
-            if end < 0:
-                break
-            kept.append(text[position:start])
-            position = end + len(closer)
-        text = "".join([*kept, text[position:]])
-    if "</" in text:
-        text = _INVISIBLE.sub("", text)
-    if "</" in text or "<br" in text:
-        text = _HTML.sub("", text)
-    return _COMMENT_LINE.sub("", text) if "%" in text else text
 
 
 def candidates(text: str) -> list[str]:
@@ -123,7 +57,7 @@ def extract(text: str) -> Extraction:
     visible = without_thinking(text)
     if visible is None:
         return Extraction(None, "the thinking never ends")
-    visible = _SPECIAL.sub("", without_hidden(visible)).strip()
+    visible = without_hidden(visible).strip()
     if not visible:
         return Extraction(None, "nothing is stated")
     boxes = find_boxes(visible)
@@ -332,7 +266,7 @@ _RIGHT_CHOICE = re.compile(r"(?<!\w)\(?([A-J])\)? is (?:the )?(?:correct|right|b
 _NOTHING = re.compile(r"\b(?:does not exist|doesn't exist|no (?:real )?solutions?)\.?$", re.IGNORECASE)
 _CHOSEN = re.compile(r"(?<!\w)\(([A-J])\)|\b(?:option|choice|select|choose|pick)\s+([A-J])\b", re.IGNORECASE)
 _CLOCK_TIME = re.compile(r"(?<![\d:])\d{1,2}:[0-5]\d(?:\s*[ap]\.?m\b\.?)?(?![\w:\\^}])", re.IGNORECASE)
-_LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?(?![\w\\^{])")
+_LONE_NUMBER = re.compile(r"(?<![\w.\\^_{-])[-+−]?(?:\\?\$)?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?(?![\w\\^{])")
 
 
 def _from_line(line: str, how: str) -> Extraction:
@@ -394,6 +328,8 @@ def _from_prose(line: str, how: str) -> Extraction:
     if len(numbers) == 1 and not NEGATION_BEFORE.search(line[: numbers[0].start()]):
         behind = line[numbers[0].end() :].strip(" .,!")
         behind = re.sub(r"^(?:of|such|in total|altogether)\b\D*$", "", behind)
+        if "$" in numbers[0].group() and not MEANING & set(behind.casefold().split()):
+            behind = re.sub(r"^\s*[^\W\d_]\D*$", "", behind)  # what the money is for
         if re.fullmatch(r"(?:[^\W\d_]+(?:\s+[^\W\d_]+){0,3})?", behind) and not AFTER_REFUSES.match(
             " " + behind
         ):

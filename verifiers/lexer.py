@@ -45,6 +45,7 @@ _EUROPEAN = re.compile(
     r"\d{1,3}(?: \d{3})+,\d\d)(?![\d.,])"
 )
 _APOSTROPHES = re.compile(r"(?<![\d.,'])\d{1,3}(?:'\d{3})+(?![\d'])")
+_DIGITS_GROUP = re.compile(r"\s*\{(\d+)\}")
 _ROW_SPACE = re.compile(r"(?:\s*\[-?[\d.]+\s?(?:pt|em|ex|mm|cm|in)\])?")
 _OPENERS, _CLOSERS = "([", ")]"
 
@@ -170,6 +171,10 @@ def _command(
         tokens.append(Token("begin" if name == "begin" else "end_env", environment, spaced))
         return position, False
     if name in FONTS:
+        digits = _DIGITS_GROUP.match(text, position)
+        if digits:  # "\\mathbf{110}_2"
+            tokens.append(Token("num", digits[1], spaced))
+            return digits.end(), False
         return position, spaced
     if name in ALIASES:
         tokens.append(Token("op", ALIASES[name], spaced))

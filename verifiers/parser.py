@@ -234,8 +234,9 @@ class Parser(Terms):
                 self.next()
                 continue
             if token.kind == "text" and kind == "cases":
-                self.next()
-                cells.append(Text(words(token.text)))
+                said = words(self.next().text)
+                if said not in ("if", "when", "for", "where"):
+                    cells.append(Text(said))
                 continue
             cells.append(self.statement())
         self.leave()

@@ -25,6 +25,10 @@ _MORE_CHOICES = re.compile(
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|textit|bf|rm)\s*(?=\{)")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([ap])?\.?\s?(m)?\.?", re.IGNORECASE)
+_FOR_INTEGERS = re.compile(
+    r"(?:[\s,]|\\text\s*\{)+(?:for|where)\s+(?:(?:some|any|all|every|each)\s+)?integers?\s*\}?\s*\$?([a-z])\}?\$?\s*$|"
+    r"(?:[\s,]|\\text\s*\{)+where\s*\}?\s*\$?([a-z])\$?\s*(?:\\text\s*\{\s*)?is an(?:y)? integer\}?\s*$"
+)
 _BASED = re.compile(r"^\s*\$?(?:\\left)?\((\d+)(?:\\right)?\)_(?=\{?\d)")
 _TIMES_TEN = re.compile(r"(\d)\s*[xX]\s*10\s*\^")
 _WITH_OPTION = re.compile(
@@ -75,6 +79,7 @@ def parse_clean(text: str, commas: bool = True) -> Node:
     if len(text) > MAX_CHARS:
         raise Unreadable(f"an answer of {len(text)} characters")
     text = _BASED.sub(r"\1_", text.replace("{:}", ":").replace("\\Pr", "\\mathbb{P}"))
+    text = _FOR_INTEGERS.sub(lambda m: rf", {m[1] or m[2]} \in \mathbb{{Z}}", text)
     text = _CONDITION.sub(r", \1", _unannounced(_trimmed(strip_math(_aligned(text)))))
     if not text:
         raise Unreadable("empty")

@@ -21,7 +21,8 @@ from typing import Any
 from reasoner.errors import UsageError
 from reasoner.types import Task, Verdict
 from verifiers.base import Verifier, describe_exception
-from verifiers.extract import extract, without_thinking
+from verifiers.extract import extract
+from verifiers.visible import without_thinking
 
 KEY = "reasoning_gym"  # in Task.metadata: {"name", "options", "answer", "metadata"}
 EXTRA = "reasoning-gym is not installed: pip install 'reasoner[tasks]'"

@@ -10,14 +10,28 @@ from verifiers.algebra import Poly, combine, independent, normal, proportional
 from verifiers.budget import Budget, TooExpensive, Undefined
 from verifiers.canon import Canon, NotScalar
 from verifiers.intervals import FLIPPED
-from verifiers.nodes import Add, Call, Div, Mul, Neg, Node, Opaque, Rel, Seq, SetOp, Sym, Text, symbols, walk
+from verifiers.nodes import (
+    Add,
+    Call,
+    Div,
+    Mul,
+    Neg,
+    Node,
+    Opaque,
+    Ratio,
+    Rel,
+    Seq,
+    SetOp,
+    Sym,
+    Text,
+    symbols,
+    walk,
+)
 from verifiers.numeric import Evaluator, height
 from verifiers.scalar import _POINTS, Match, decimal_literal
 from verifiers.tables import KNOWN_CALLS, OPERATORS
 
-_NAMED_FUNCTIONS = frozenset(
-    {"sin", "cos", "tan", "cot", "sec", "csc", "det", "arg", "dim", "tr", "max", "min"}
-)
+_NAMED_FUNCTIONS = frozenset("sin cos tan cot sec csc det arg dim tr max min gcd lcm".split())
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,8 @@ def is_name(node: Node) -> bool:
             return len(set(items)) == len(items) > 1 and all(isinstance(i, Sym) for i in items)
         case SetOp(_, Sym(), Sym()):
             return True
+        case Ratio(items):
+            return all(isinstance(i, Sym) for i in items)
         case Mul((Sym(name), Seq("(" | "[", _, items))):
             return name.isupper()  # C(5, 2), P[A]
         case Seq("(", ")", items):

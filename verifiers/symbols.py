@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from verifiers.lexer import END, Token
 from verifiers.literals import Literals, number
-from verifiers.nodes import Call, Const, Div, Mul, Node, Num, Opaque, Rel, Seq, Sym, Text
+from verifiers.nodes import Call, Const, Div, Mul, Node, Num, Opaque, Rel, Seq, Sym, Text, walk
 from verifiers.numerals import IN_WORDS
 from verifiers.tables import ACCENTS, FRACTIONS, FUNCTIONS, GLUED, GREEK, OPERATORS, PREFIXES
 from verifiers.text import Unreadable, words
@@ -284,6 +284,8 @@ class Symbols(Literals):
 
     def accented(self, name: str) -> Node:
         inner = self.token_argument()
+        if name in ("overline", "bar") and Const("i") in walk(inner) and inner != Const("i"):
+            return Call("conj", (inner,))
         if not isinstance(inner, (Sym, Const, Mul)) or (
             isinstance(inner, Mul) and not all(isinstance(i, Sym) for i in inner.items)
         ):

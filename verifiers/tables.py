@@ -88,7 +88,7 @@ MEANING = frozenset(
     "modulo base if unless but is are was were be isn't can't cannot half twice double triple quarter third "
     "thirds halves quarters hundredths tenths inverse reciprocal root power raised nearly almost around "
     "about approximately roughly instead rather to through until up down digits choose unknown undefined "
-    "because since therefore thus so which that where when while then hence".split()
+    "ish odd something because since therefore thus so which that where when while then hence".split()
 )
 MULTIPLIERS = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12,
                "dozen": 12, "k": 1000}  # fmt: skip

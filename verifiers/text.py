@@ -89,6 +89,8 @@ def _plain(text: str) -> list[str]:
     zero = 0  # code point of the digit zero of the script of the number being read
     for char in text:
         if char.isascii():
+            if zero and char.isdigit():
+                raise Unreadable("digits of different scripts in one number")
             out.append(char)
             zero = 0 if not char.isdigit() and char not in ".,/" else zero
             continue
