@@ -22,7 +22,7 @@ from reasoner.errors import UsageError
 from reasoner.types import Task
 from verifiers.reasoning_gym import CHUNK, KEY, generator, package
 
-HELD_OUT_ONE_IN = 8
+HELD_OUT_ONE_IN = 4  # few draws are wasted on finding held-out problems: some generators are slow
 _REDRAWS = 64  # positions tried for one that is not held out
 _DRAWS_A_TASK = 4 * HELD_OUT_ONE_IN  # of a split, after which a generator counts as exhausted
 #: Where a generator without one right answer keeps an example of one, in its metadata.

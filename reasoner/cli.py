@@ -311,7 +311,7 @@ def doctor() -> None:
 )
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[the run's, else 1]")
 @click.option("--template", help="auto, base, chat, or a text with {prompt}. [the run's, else auto]")
-@click.option("--verifier", help="math, or module:attribute. [the run's, else math]")
+@click.option("--verifier", help="auto, math, or module:attribute. [the run's, else auto]")
 @click.option("--scorer", help="A verifier whose reward ranks samples in best-of-k. [their mean logprob]")
 @click.option("--seed", type=click.IntRange(0), help="[the run's, else 0]")
 @click.option("--budgets", help="Also cut thinking at these numbers of tokens and force an answer: 32,64.")
