@@ -55,6 +55,7 @@ class BenchmarkTasks(SingleTurnTasks):
     name: str
     tasks: tuple[Task, ...]
     finite: bool = True
+    evaluation_only: bool = True
     base_template: str = "Problem:\n{prompt}\n\nSolution:\n"
     chat_template: str = "{prompt}\n\nReason step by step, and put the final answer in \\boxed{{}}."
 

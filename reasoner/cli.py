@@ -262,6 +262,7 @@ def tasks(spec: str | None, count: int) -> None:
     """Show what can be trained on: all sources by name, or examples of every split of SPEC."""
     if spec is None:
         from envs.catalogue import catalogue
+        from envs.tasks import BENCHMARKS
 
         click.echo(f"{'--tasks':34} {'size':10} {'verifier':22} {'licence':11} example")
         for entry in catalogue():
@@ -269,11 +270,14 @@ def tasks(spec: str | None, count: int) -> None:
             shown = example if len(example) <= 90 else f"{example[:45]} … {example[-42:]}"
             click.echo(f"{entry.spec:34} {entry.size:10} {entry.verifier:22} {entry.licence:11} {shown}")
         click.echo("Besides: FILE.jsonl, module:attribute, and mixtures such as 'arithmetic*3,rg:chain_sum'.")
+        click.echo(f"For evaluation only: {', '.join(BENCHMARKS)} (or NAME:FILE.jsonl).")
         return
     from envs.tasks import load_tasks, splits_of
 
     source = load_tasks(spec, seed=0)
-    streams = [("train", [source.train(i) for i in range(count)])]
+    streams = []
+    if not getattr(source, "evaluation_only", False):
+        streams = [("train", [source.train(i) for i in range(count)])]
     streams += [(split, source.split(split, count)) for split in splits_of(source)]
     for name, examples_ in streams:
         for task in examples_:
