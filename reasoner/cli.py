@@ -85,8 +85,20 @@ class TrainCommand(click.Command):
 @click.option("--resume", metavar="RUN", help="Continue a run from its newest checkpoint.")
 @click.option("--verifier", metavar="NAME", help="Short for --verifier.name.")
 @click.option("--tasks", metavar="SPEC", help="Short for --tasks.source.")
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Prometheus metrics on this port of 127.0.0.1; 0: none.",
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[CONFIG.toml] [--key.sub VALUE]...")
-def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None, tasks: str | None) -> None:
+def train(
+    arguments: tuple[str, ...],
+    resume: str | None,
+    verifier: str | None,
+    tasks: str | None,
+    metrics_port: int,
+) -> None:
     """Train a model by reinforcement learning from outcome reward alone."""
     from reasoner.config import load_config, parse_overrides
     from reasoner.run import reopen
@@ -106,7 +118,7 @@ def train(arguments: tuple[str, ...], resume: str | None, verifier: str | None, 
     from reasoner.training import train as train_run
 
     try:
-        done = train_run(config, resume=run_dir)
+        done = train_run(config, resume=run_dir, metrics_port=metrics_port)
     except Interrupted as stopped:
         click.secho(
             f"stopped and saved: continue with  reasoner train --resume {stopped}", fg="yellow", err=True

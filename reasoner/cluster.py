@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from rollouts.dispatch import Dispatcher
 from rollouts.fleet import Fleet, State
 from rollouts.launchers import ExternalLauncher, ServerLauncher, WorkerLauncher
 from rollouts.sampler import HTTPSampler, RaySampler, Sampler
-from rollouts.server import ServerConfig
+from rollouts.server import ServerConfig, ServerStats
 from rollouts.worker import GroupResult, RolloutWorker, build_worker
 from verifiers import VerifierPool
 
+STATS_S = 2.0
 TOGETHER_S = 20.0  # a run begins with the servers that are ready so long after the first; others join later
 
 
@@ -82,8 +83,22 @@ class Processes:
 
     def tokens_generated(self) -> int:
         """Tokens our own servers have sampled so far: whether a slow run is alive."""
-        stats = [sampler.actor.stats.remote() for sampler in self._own_servers()]
-        return sum(s.tokens_generated for s in ray.get(stats, timeout=60))
+        return sum(stats.tokens_generated for stats in self._stats().values())
+
+    def busy_s(self) -> dict[str, float]:
+        """Seconds that the engine of each of our own serving servers has been at work."""
+        return {key: stats.busy_s for key, stats in self._stats().items()}
+
+    def _stats(self) -> dict[str, ServerStats]:
+        """Of those that answer at once; for the others the fleet has its health checks."""
+        serving = self.servers.in_state(State.SERVING)
+        calls = {r.handle.actor.stats.remote(): r.key for r in serving if isinstance(r.handle, RaySampler)}
+        done = ray.wait(list(calls), num_returns=len(calls), timeout=STATS_S)[0] if calls else []
+        found = {}
+        for call in done:
+            with suppress(ray.exceptions.RayActorError):
+                found[calls[call]] = ray.get(call)
+        return found
 
     def _own_servers(self) -> list[RaySampler]:
         serving = self.servers.in_state(State.SERVING)

@@ -16,11 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from reasoner.config import Config
 from reasoner.errors import ReasonerError
 from reasoner.fingerprint import fingerprint
+from reasoner.limits import check_rollout_fits
 from reasoner.logs import log_to
 from reasoner.types import TrainBatch
 from rollouts.sampler import Sampler
@@ -55,6 +57,9 @@ class LearnerActor:
         device = keys.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        on_gpu = device == "cuda"
+        memory = torch.cuda.mem_get_info()[1] if on_gpu else psutil.virtual_memory().total
+        check_rollout_fits(model_path, config, memory)
         self.peers = list(peers)
         if peers:
             address = rendezvous(ray.util.get_node_ip_address())

@@ -57,6 +57,11 @@ class LearnerClient:
         self._unsaved.append((batch, lr_scale))
         return result
 
+    def redo(self, batch: TrainBatch, lr_scale: float) -> None:
+        """An update that was made before, in an earlier life of the run."""
+        self._call(lambda actor: actor.update.remote(batch, lr_scale), "an update again", UPDATE_S)
+        self._unsaved.append((batch, lr_scale))
+
     def load_trainer(self, checkpoint: Path) -> None:
         self._saved = checkpoint
         self._call(lambda actor: actor.load_trainer.remote(checkpoint.absolute()), "the optimizer's state")

@@ -24,6 +24,8 @@ from reasoner.checkpoint import CheckpointStore, file_sha256, is_complete
 from reasoner.config import Config
 from reasoner.errors import UsageError
 from reasoner.learner import Learner, LearnerConfig
+from reasoner.rollout_files import in_batch_order
+from reasoner.run import config_at, same_learner
 from reasoner.types import Group
 from reasoner.update import PreparedUpdate, lr_scale, prepare_update, select_groups
 
@@ -87,7 +89,7 @@ class Recomputation:
         """Recomputes one step; `table` and `groups` are its rows and the groups in them."""
         self._enter(step)
         fates = dict(zip(table["group_index"].to_pylist(), table["fate"].to_pylist(), strict=True))
-        trained = _in_batch_order(table, [g for g in groups if fates[g.index] == "trained"])
+        trained = in_batch_order(table, [g for g in groups if fates[g.index] == "trained"])
         offered = [g for g in groups if fates[g.index] in ("trained", "filtered")]
         kept = {g.index for g in select_groups(offered, self._config)[0]}
         if odd := sorted(kept ^ {g.index for g in trained}):
@@ -133,12 +135,7 @@ class Recomputation:
         """Where a resume changed how the learner works: a new one, as the run made it, from files."""
         config, before = config_at(self._configs, step), self._config
         self._config = config
-        same = (config.learner, config.seed, config.rollout.temperature) == (
-            before.learner,
-            before.seed,
-            before.rollout.temperature,
-        )
-        if not same:
+        if not same_learner(config, before):
             self._learner.save(self._folder / "resumed")
             self._learner.save_trainer(self._folder / "resumed")
             self._learner = self._make_learner(self._folder / "resumed")
@@ -249,20 +246,6 @@ class Recomputation:
         self.checkpoints[step] = (
             f"{differing} tensors differ, by up to {worst:.2g} of the way trained since step {self.start}"
         )
-
-
-def config_at(configs: Sequence[tuple[int | None, Config]], step: int) -> Config:
-    """The configuration that made `step`."""
-    return next(config for until, config in configs if until is None or step <= until)
-
-
-def _in_batch_order(table: pa.Table, groups: Sequence[Group]) -> list[Group]:
-    """The groups as they stood in the batch: by the first place of any of their rollouts."""
-    first: dict[int, int] = {}
-    for index, position in zip(table["group_index"].to_pylist(), table["position"].to_pylist(), strict=True):
-        if position is not None:
-            first[index] = min(position, first.get(index, position))
-    return sorted(groups, key=lambda group: first[group.index])
 
 
 def _weight_files(path: Path) -> list[Path]:

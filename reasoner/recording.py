@@ -87,7 +87,12 @@ class Recorder:
         unused = [g.index for g in [*out.kept, *out.filtered] if g.index not in used]
         self._journal.mark_dropped(step, unused, "filtered")
         self._journal.mark_dropped(step, [g.index for g in out.stale], "stale")
+        lengths = [r.num_action_tokens for g in out.kept for r in g.rollouts]
+        kept = sum(lengths) / len(lengths) if lengths else None
         for group in out.stale:
             tokens = [r.num_action_tokens for r in group.rollouts]
-            log.warning("group %d is too old and dropped; its rollouts have %s tokens", group.index, tokens)
+            log.warning(
+                "group %d is too old and dropped; its rollouts have %s tokens, the kept ones %s on average",
+                *(group.index, tokens, round(kept, 1) if kept is not None else "none"),
+            )
         self._journal.compact(step)

@@ -229,3 +229,12 @@ def write_table(path: Path, table: pa.Table) -> None:
             fsync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def in_batch_order(table: pa.Table, groups: Sequence[Group]) -> list[Group]:
+    """The groups as they stood in the batch: by the first place of any of their rollouts."""
+    first: dict[int, int] = {}
+    for index, position in zip(table["group_index"].to_pylist(), table["position"].to_pylist(), strict=True):
+        if position is not None:
+            first[index] = min(position, first.get(index, position))
+    return sorted(groups, key=lambda group: first[group.index])

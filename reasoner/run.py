@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,7 @@ from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
 from reasoner.model_source import ModelSource, resolve_model
 from reasoner.plugins import load_function
+from reasoner.redo import last_finished_step
 from verifiers import load_verifier
 
 FREE_DISK_GIB = 1.0
@@ -40,6 +42,7 @@ class Run:
     flops: FlopCounter
     lock: IO[bytes]  # held as long as the run is written to; close it after that
     checkpoint: Path | None = None  # what a resumed run goes on from
+    finished_step: int = 0  # the last step the journal holds whole: those since the checkpoint are redone
     messages: tuple[str, ...] = ()  # what the user should know before it starts
 
     @property
@@ -71,21 +74,22 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
     if resume:
         lock = only_writer(path)
         try:
-            checkpoint, messages = _resume_point(path, config)
+            checkpoint, finished, messages = _resume_point(path, config)
             _write_config(path, config)
             newest = resolve_model(str(checkpoint))
         except BaseException:
             lock.close()
             raise
-        return Run(path, config, newest, model, template, spec, flops, lock, checkpoint, messages)
+        return Run(path, config, newest, model, template, spec, flops, lock, checkpoint, finished, messages)
     with disk_errors(path):
         (path / "logs").mkdir(parents=True)
     _write_config(path, config)
     return Run(path, config, model, model, template, spec, flops, only_writer(path))
 
 
-def _resume_point(path: Path, config: Config) -> tuple[Path, tuple[str, ...]]:
-    """The checkpoint to go on from, and messages about damaged ones. Changes nothing when it raises."""
+def _resume_point(path: Path, config: Config) -> tuple[Path, int, tuple[str, ...]]:
+    """The checkpoint to go on from, the last finished step, and what the user should know. Changes nothing
+    when it raises."""
     store = CheckpointStore(path, config.checkpoint.keep)
     checkpoint, faults = store.newest_intact()
     if checkpoint is None:
@@ -98,9 +102,30 @@ def _resume_point(path: Path, config: Config) -> tuple[Path, tuple[str, ...]]:
         raise UsageError(f"{path} is already at step {done} of {config.steps}: raise --steps to train on")
     if 0 < config.time_limit_s <= state["seconds"]:
         raise UsageError(f"{path} has used up its time_limit_s: raise --time_limit_s to train on")
+    finished = _redoable(path, done, config)
     store.go_back(done)
-    _archive_config(path, done)
-    return checkpoint, tuple(f"{fault}: going back to step {done}" for fault in faults)
+    _archive_config(path, finished)
+    messages = [f"{fault}: going back to step {done}" for fault in faults]
+    if finished > done:
+        messages.append(f"steps {done + 1} to {finished} had no checkpoint: redoing them from the journal")
+    return checkpoint, finished, tuple(messages)
+
+
+def _redoable(path: Path, done: int, config: Config) -> int:
+    """The last finished step after `done` that a learner of this configuration can take again."""
+    configs = [(until, load_config(file)) for until, file in config_files(path)]
+    finished = min(last_finished_step(path, done), config.steps)
+    different = (s for s in range(done + 1, finished + 1) if not same_learner(config_at(configs, s), config))
+    return next(different, finished + 1) - 1
+
+
+def same_learner(one: Config, other: Config) -> bool:
+    """Whether equal batches at equal learning-rate scales give equal updates under both."""
+    return (one.learner, one.seed, one.rollout.temperature) == (
+        other.learner,
+        other.seed,
+        other.rollout.temperature,
+    )
 
 
 def _archive_config(path: Path, done: int) -> None:
@@ -122,6 +147,11 @@ def config_files(path: Path) -> list[tuple[int | None, Path]]:
         if (match := re.fullmatch(r"config_until_(\d{6,})\.toml", file.name))
     )
     return [*earlier, (None, path / "config.toml")]
+
+
+def config_at(configs: Sequence[tuple[int | None, Config]], step: int) -> Config:
+    """The configuration that made `step`."""
+    return next(config for until, config in configs if until is None or step <= until)
 
 
 def _write_config(path: Path, config: Config) -> None:

@@ -26,7 +26,7 @@ from envs.tasks import TaskSource, load_tasks, source_of
 from reasoner import cluster, fingerprint
 from reasoner.alarms import Alarms
 from reasoner.checkpoint import CheckpointStore, load_state
-from reasoner.config import Config
+from reasoner.config import Config, load_config
 from reasoner.curriculum import Curriculum
 from reasoner.display import Display
 from reasoner.driver import stop_signals
@@ -37,7 +37,9 @@ from reasoner.learner_client import LearnerClient
 from reasoner.logs import log_file
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
-from reasoner.run import Run, prepare
+from reasoner.redo import finished_steps
+from reasoner.run import Run, config_at, config_files, prepare
+from reasoner.telemetry import Telemetry
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, SyncReport
 from reasoner.update import lr_scale, prepare_update, select_groups
 from rollouts.queue import RolloutQueue
@@ -70,9 +72,11 @@ class Progress:
     best_pass: float = -1.0  # held-out pass@1 of the best checkpoint that was evaluated
 
 
-def train(config: Config, *, verifier: Any = None, resume: str | Path | None = None) -> Path:
+def train(
+    config: Config, *, verifier: Any = None, resume: str | Path | None = None, metrics_port: int = 0
+) -> Path:
     """Trains and returns the run directory. `verifier`: any callable `(completion, task) -> bool | float |
-    Verdict | None` in place of `config.verifier.name`.
+    Verdict | None` in place of `config.verifier.name`. `metrics_port`: see `reasoner.telemetry`.
 
     Raises UsageError before anything starts when the configuration cannot work, and ReasonerError, with the
     run saved and resumable, when something breaks on the way."""
@@ -94,7 +98,9 @@ def train(config: Config, *, verifier: Any = None, resume: str | Path | None = N
                     tell=display.message,
                 )
                 try:
-                    Loop(run, processes, display, stop_requested).run()
+                    telemetry = Telemetry(processes.servers, processes.workers)
+                    with telemetry.served(metrics_port):
+                        Loop(run, processes, display, stop_requested, telemetry).run()
                 finally:
                     processes.stop()
     except (ray.exceptions.RayError, ReasonerError) as e:
@@ -117,11 +123,16 @@ class Loop:
     """The state of a run in the driver. The driver holds no weights and no logits: actors do."""
 
     def __init__(
-        self, run: Run, processes: cluster.Processes, display: Display, stop_requested: Callable[[], bool]
+        self,
+        run: Run,
+        processes: cluster.Processes,
+        display: Display,
+        stop_requested: Callable[[], bool],
+        telemetry: Telemetry,
     ) -> None:
         config = run.config
         self.run_, self.config, self.processes, self.display = run, config, processes, display
-        self.stop_requested = stop_requested
+        self.stop_requested, self.telemetry = stop_requested, telemetry
         self.source: TaskSource = load_tasks(config.tasks.source, config.seed)
         self.checkpoints = CheckpointStore(run.path, config.checkpoint.keep)
         self.learner = LearnerClient(
@@ -130,12 +141,15 @@ class Loop:
         self.journal = Journal(run.path)
         self.recorder = Recorder(self.journal, run.flops, asynchronous=config.max_staleness > 0)
         self.progress = self._restore_progress()
+        self.saved_step = self.progress.step if run.resumed else None
         self.retired = set(self.progress.retired)
+        self.restored: set[int] = set()  # groups the journal brought back: not to be sampled again
         self.curriculum: Curriculum | None = None
         if config.tasks.curriculum == "adaptive":
             self.curriculum = Curriculum.from_dict(config.seed, self.progress.curriculum)
-        self.saved_step = self.progress.step if run.resumed else None
-        self.metrics = MetricsWriter(run.path, resume_step=self.saved_step)
+        if run.finished_step > self.progress.step:
+            self._redo(run.finished_step)
+        self.metrics = MetricsWriter(run.path, resume_step=self.progress.step if run.resumed else None)
         per_server = max(1, config.server.max_num_seqs // config.rollout.group_size)
         replicas = len(config.server.addresses) or config.server.replicas
         self.queue = RolloutQueue(
@@ -146,12 +160,12 @@ class Loop:
             trained=self.progress.policy_version * config.rollout.groups_per_step,
         )
         self.replaced: list[Group] = []  # since the last step, when they are replaced
-        self.restored: set[int] = set()  # groups the journal brought back: not to be sampled again
         if run.resumed:
             self._restore_queue()
         self.dispatcher = processes.dispatcher
         self.calls: dict[int, int] = {}  # the ticket of a running group → its index in the stream
         self.idle_steps = 0
+        self.busy_s: dict[str, float] = {}  # each server's engine has been at work for so long
         self.alarms = Alarms(read_metrics(run.path))
         self.last_evaluation = (-1, -1.0)  # step, held-out pass@1
         self.between_steps = True  # learner, journal and progress agree: a checkpoint may be written
@@ -384,11 +398,13 @@ class Loop:
                 stopped = e  # the step itself is done: it is recorded first
         elapsed_s = time.monotonic() - self.started
         line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
+        line["sampler_busy_s"] = self._sampler_busy_s()
         if self.curriculum:
             line["curriculum"] = self.curriculum.metrics([*out.kept, *out.filtered])
         for message in self.alarms.watch(line):
             self.display.message(message)
         sample = _sample(out.all_groups)
+        self.telemetry.publish(line)
         self.display.update(self.metrics.write(line), sample, str(sample.task.prompt) if sample else "")
         due = self.config.checkpoint.every and step % self.config.checkpoint.every == 0
         if (due or self.learner.save_due) and not final:
@@ -396,6 +412,13 @@ class Loop:
         self.timeline.lap()
         if stopped:
             raise stopped
+
+    def _sampler_busy_s(self) -> float | None:
+        """Seconds since the last step that a server's engine was at work, averaged over those that serve."""
+        busy, before = self.processes.busy_s(), self.busy_s
+        self.busy_s = busy
+        shared = busy.keys() & before.keys()
+        return sum(busy[key] - before[key] for key in shared) / len(shared) if shared else None
 
     def _is_best(self) -> bool:
         """Whether the present step was evaluated, and better than every evaluated checkpoint before."""
@@ -448,10 +471,30 @@ class Loop:
         known = Progress.__dataclass_fields__
         return Progress(**{key: value for key, value in load_state(path).items() if key in known})
 
+    def _redo(self, until: int) -> None:
+        """Takes the steps again that were finished and that no checkpoint holds."""
+        progress, path = self.progress, self.run_.path
+        configs = [(last, load_config(file)) for last, file in config_files(path)]
+        for finished in finished_steps(path, progress.step, until, lambda step: config_at(configs, step)):
+            if finished.prepared is not None:
+                self.learner.redo(finished.prepared.batch, finished.lr_scale)
+            if self.curriculum:
+                self.curriculum.update(finished.fresh)
+            for group in finished.groups:
+                self._retire(group)
+                self.restored.add(group.index)
+            progress.step = finished.step
+            progress.policy_version += 1
+            progress.seconds = finished.metrics["elapsed_s"]
+        end = max(self.restored, default=-1) + 1
+        if self.config.max_staleness:  # what lies between was still being sampled
+            progress.outstanding += [i for i in range(progress.next_index, end) if i not in self.restored]
+        progress.next_index = max(progress.next_index, end)
+
     def _restore_queue(self) -> None:
         """What the journal holds is queued again; what was being sampled is sampled anew."""
         groups = self.journal.resume(self.progress.step, self.progress.policy_version)
-        self.restored = {g.index for g in groups}
+        self.restored |= {g.index for g in groups}
         for group in groups:
             self._retire(group)
             (self.replaced if self._is_replaced(group) else self.queue.queued).append(group)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import ray
 import torch
 
 from reasoner.adapters import exported_weights
@@ -59,6 +60,10 @@ class SharedMemoryChannel:
         for view, weight in zip(self._views, self._weights, strict=True):
             view.copy_(weight.merged())
         return sum(view.numel() * view.element_size() for view in self._views)
+
+    def put(self) -> Any:
+        """The bytes in Ray's object store, for servers on other nodes: copied once, fetched by each node."""
+        return ray.put(self._buffer.numpy())
 
     def seal(self) -> None:
         """Every server has mapped the memory: no one else can from now on."""

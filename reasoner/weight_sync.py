@@ -6,8 +6,9 @@ token sequences with what the learner computes, teacher-forced and for one fresh
 wrong weights, a stale tied head, a stale prefix cache and a wrong temperature all show. A server that
 fails it is not resumed: it rejects requests until a later sync succeeds.
 
-On CPUs the weights travel through memory mapped by both sides (`rollouts.transfer`); this module needs
-no vLLM for that, which saves the learner seconds of imports. `nccl` and `ipc` use vLLM's own trainer
+On CPUs the weights travel through memory mapped by both sides (`rollouts.transfer`), and through Ray's object
+store to servers on other nodes; this module needs no vLLM for that, which saves the learner seconds of
+imports. `nccl` and `ipc` use vLLM's own trainer
 engines (not run here: no GPU).
 """
 
@@ -105,6 +106,7 @@ class WeightSync:
         self._clear_cache = clear_cache
         self._repack_tied_heads = repack_tied_heads
         self._channel: Any = None
+        self._far: set[ServerControl] = set()  # servers that cannot map this process's memory
         self._set_servers(servers)
 
     def replace_servers(self, servers: Sequence[Any]) -> None:
@@ -157,12 +159,19 @@ class WeightSync:
             self._channel = GatherOnly(model)
         else:
             self._channel = SharedMemoryChannel(model, repack_tied_heads=self._repack_tied_heads)
-            self._each(lambda c: c.init_weight_transfer_engine(self._channel.init_info), failures)
+            near = self._each(lambda c: c.shares_memory(), failures)
+            self._far = {self._controls[i] for i, shares in near.items() if not shares}
+            info = self._channel.init_info
+            self._each(
+                lambda c: c.init_weight_transfer_engine({**info, "path": None} if c in self._far else info),
+                failures,
+            )
             self._channel.seal()
 
     def _transfer(self, version: int, failures: dict[int, Exception]) -> None:
         if self._backend == "shared_memory":
-            self._each(lambda c: c.receive(version), failures)
+            copy = self._channel.put() if self._far else None
+            self._each(lambda c: c.receive(version, copy if c in self._far else None), failures)
             return
         try:  # collective: it succeeds for all servers or for none
             self._channel.send()

@@ -66,8 +66,13 @@ class ServerControl(ABC):
     def world_size(self) -> int:
         """How many workers it has (tensor parallelism)."""
 
-    def receive(self, version: int) -> None:
-        """One whole weight update whose bytes are in place already."""
+    def shares_memory(self) -> bool:
+        """Whether it can map the learner's memory: a server on another node cannot."""
+        return True
+
+    def receive(self, version: int, weights: Any = None) -> None:
+        """One whole weight update. `weights`: a Ray reference to the bytes for a server that does not share
+        memory; for any other they are in place already."""
         self.start_weight_update()
         self.update_weights({})
         self.finish_weight_update()
@@ -96,8 +101,11 @@ class RayControl(ServerControl):
     def set_version(self, version: int) -> None:
         self._get(self._actor.update_weight_version.remote(version))
 
-    def receive(self, version: int) -> None:
-        self._get(self._actor.receive_weights.remote(version))
+    def shares_memory(self) -> bool:
+        return self._get(self._actor.node_id.remote()) == ray.get_runtime_context().get_node_id()
+
+    def receive(self, version: int, weights: Any = None) -> None:
+        self._get(self._actor.receive_weights.remote(version, weights))
 
     def pause(self, clear_cache: bool) -> None:
         self._get(self._actor.pause.remote(clear_cache))

@@ -57,8 +57,10 @@ class RolloutQueue:
         """(groups to train on, groups dropped because they are too old: only after a resume or a failure).
 
         Of one age in the order of the training stream, not of arrival: same groups, same batch."""
-        by_age = sorted(self.queued, key=lambda group: (group.oldest_version, group.index))
-        taken, self.queued = by_age[: self.groups_per_step], deque(by_age[self.groups_per_step :])
+        aged = [(group.oldest_version, group.index, group) for group in self.queued]
+        aged.sort(key=lambda entry: entry[:2])
+        taken, rest = aged[: self.groups_per_step], aged[self.groups_per_step :]
+        self.queued = deque(group for *_, group in rest)
         self.trained += len(taken)
-        fresh = [g for g in taken if self.version - g.oldest_version <= self.max_staleness]
-        return fresh, [g for g in taken if self.version - g.oldest_version > self.max_staleness]
+        oldest = self.version - self.max_staleness
+        return [g for v, _, g in taken if v >= oldest], [g for v, _, g in taken if v < oldest]

@@ -174,10 +174,11 @@ class VLLMServer:
     async def update_weight_version(self, version: str | int) -> None:
         await asyncio.wrap_future(self._engine.set_version(int(version)))
 
-    async def receive_weights(self, version: int) -> None:
-        """A whole update whose bytes are in place already (`shared_memory`), in one call."""
+    async def receive_weights(self, version: int, weights: np.ndarray | None = None) -> None:
+        """A whole update in one call (`shared_memory`); `weights` (size,) uint8 when they come from another
+        node, None when they are in place already."""
         await self.start_weight_update()
-        await self.update_weights({})
+        await self._worker("update_weights", {"buffer": weights})
         await self.finish_weight_update()
         await self.update_weight_version(version)
 
@@ -197,6 +198,10 @@ class VLLMServer:
 
     async def world_size(self) -> int:
         return self.config.tensor_parallel_size
+
+    async def node_id(self) -> str:
+        """Ray's name of the node this runs on."""
+        return ray.get_runtime_context().get_node_id()
 
     async def pid(self) -> int:
         return os.getpid()

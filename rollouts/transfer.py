@@ -2,17 +2,19 @@
 
 vLLM chooses a transfer engine by name from its own factory; its built-in ones need CUDA. This module
 registers one more, `shared_memory`: the learner lays all parameters out in mapped memory, the worker
-maps the same memory and loads from it. It is imported by the server actor, and in a stand-alone
+maps the same memory and loads from it. A server on another node cannot map it: the same bytes come with
+each update then, through Ray's object store. It is imported by the server actor, and in a stand-alone
 `vllm.entrypoints.openai.api_server` by `--worker-extension-cls rollouts.transfer.WorkerExtension`.
 
-Left out: anything for GPUs (vLLM's `nccl` and `ipc` are used there as they are) and transfer between
-hosts without a GPU. The learner's side is in `reasoner.weight_sync`; it does not import vLLM.
+Left out: anything for GPUs (vLLM's `nccl` and `ipc` are used there as they are). The learner's side is in
+`reasoner.weight_sync`; it does not import vLLM.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -29,7 +31,7 @@ SHARED_MEMORY = "shared_memory"
 class SharedMemoryInitInfo(WeightTransferInitInfo):
     """Where every parameter lies in the mapped file. Offsets and `size` are in bytes."""
 
-    path: str
+    path: str | None  # None: the bytes come with each update
     size: int
     names: list[str]
     dtypes: list[str]  # torch dtype names, e.g. "float32"
@@ -40,7 +42,9 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """Nothing travels with an update: the layout was agreed on at init."""
+    """The layout was agreed on at init."""
+
+    buffer: Any = None  # (size,) uint8 from another node; None: they are in the mapped file
 
 
 class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
@@ -53,7 +57,8 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
     _layout: SharedMemoryInitInfo | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
-        self._buffer = torch.from_file(init_info.path, shared=True, size=init_info.size, dtype=torch.uint8)
+        path, size = init_info.path, init_info.size
+        self._buffer = torch.from_file(path, shared=True, size=size, dtype=torch.uint8) if path else None
         self._layout = init_info
 
     def start_weight_update(self) -> None:
@@ -68,7 +73,10 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
         if self._layout is None:
             raise RuntimeError("weights arrived before init_weight_transfer_engine")
-        self.model.load_weights(self._weights())
+        buffer = self._buffer if update_info.buffer is None else torch.from_numpy(update_info.buffer)
+        if buffer is None:
+            raise RuntimeError("no weights came with the update, and there is no mapped file")
+        self.model.load_weights(self._weights(buffer))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
@@ -81,16 +89,16 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
         self._buffer = None
         self._layout = None
 
-    def _weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Views into the mapped file, in the trainer's parameter order."""
-        assert self._layout is not None and self._buffer is not None
+    def _weights(self, buffer: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Views into the buffer, in the trainer's parameter order."""
+        assert self._layout is not None
         layout = self._layout
         for name, dtype_name, shape, offset in zip(
             layout.names, layout.dtypes, layout.shapes, layout.offsets, strict=True
         ):
             dtype = getattr(torch, dtype_name)
             end = offset + torch.Size(shape).numel() * dtype.itemsize
-            yield name, self._buffer[offset:end].view(dtype).view(shape)
+            yield name, buffer[offset:end].view(dtype).view(shape)
 
 
 def repack_tied_heads(model: torch.nn.Module) -> None:

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import ray
 import torch
 
 from reasoner.errors import ServerError, UsageError, WeightSyncError
@@ -33,17 +34,18 @@ def logprobs(table, token_ids):
 class FakeServer(ServerControl):
     """Maps the file as vLLM's worker does. `fault` says what goes wrong."""
 
-    def __init__(self, name="s", fault=None):
-        self.name, self.fault = name, fault
+    def __init__(self, name="s", fault=None, near=True):
+        self.name, self.fault, self.near = name, fault, near
         self.calls, self.rejected, self.version = [], None, 0
         self.table = np.zeros((7, 3), np.float32)
 
     def init_weight_transfer_engine(self, init_info):
         self.calls.append("init")
         self.info = init_info
-        self.mapped = torch.from_file(
-            init_info["path"], shared=True, size=init_info["size"], dtype=torch.uint8
-        )
+        if init_info["path"]:
+            self.mapped = torch.from_file(
+                init_info["path"], shared=True, size=init_info["size"], dtype=torch.uint8
+            )
 
     def start_weight_update(self):
         self.calls.append("start")
@@ -59,6 +61,16 @@ class FakeServer(ServerControl):
 
     def finish_weight_update(self):
         self.calls.append("finish")
+
+    def shares_memory(self):
+        return self.near
+
+    def receive(self, version, weights=None):
+        if not self.near:
+            self.mapped = torch.from_numpy(weights)
+        else:
+            assert weights is None
+        super().receive(version)
 
     def set_version(self, version):
         self.calls.append("version")
@@ -186,6 +198,19 @@ def test_new_servers_are_connected_anew():
     sync.sync(model, 2)
     assert new.calls[0] == "init"
     assert (old.version, new.version) == (1, 2)
+
+
+def test_a_server_on_another_node_gets_the_bytes_and_no_path(monkeypatch):
+    monkeypatch.setattr(ray, "put", lambda array: array.copy())
+    model, near, far = Model(), FakeServer("near"), FakeServer("far", near=False)
+    sync = sync_for(model, near, far)
+    sync.sync(model, 1)
+    with torch.no_grad():
+        model.embed.weight.add_(1.0)
+    sync.sync(model, 2)
+    assert far.info["path"] is None and near.info["path"] is not None
+    for server in (near, far):
+        np.testing.assert_array_equal(server.table, model.embed.weight.detach().numpy())
 
 
 def test_the_cache_is_cleared_unless_a_test_says_otherwise():

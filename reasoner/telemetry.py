@@ -1,0 +1,63 @@
+"""What an operator watches while a run goes on: every number of the newest step, and the state of the fleets.
+
+Prometheus format on a loopback port, when one was asked for; nothing that metrics.jsonl or the logs lack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from reasoner.errors import UsageError
+from rollouts.fleet import Fleet
+
+
+class Telemetry(Collector):
+    """Holds the newest line of metrics; read by the endpoint's thread."""
+
+    def __init__(self, servers: Fleet, workers: Fleet) -> None:
+        self._fleets = (servers, workers)
+        self._line: Mapping[str, Any] = {}
+
+    def publish(self, line: Mapping[str, Any]) -> None:
+        self._line = line
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        replicas = GaugeMetricFamily(
+            "reasoner_replicas", "servers and workers by state", labels=["kind", "state"]
+        )
+        for fleet in self._fleets:
+            for state, count in fleet.counts().items():
+                replicas.add_metric([fleet.what, state], count)
+        yield replicas
+        for key, value in self._line.items():
+            if isinstance(value, int | float):
+                yield GaugeMetricFamily(f"reasoner_{key}", f"{key} of the newest step", value=value)
+        seconds = GaugeMetricFamily("reasoner_seconds", "the newest step's seconds", labels=["phase"])
+        for phase, value in self._line.get("seconds", {}).items():
+            seconds.add_metric([phase], value)
+        yield seconds
+
+    @contextmanager
+    def served(self, port: int) -> Iterator[None]:
+        """http://127.0.0.1:PORT/metrics for the block; 0: nothing. UsageError when the port is taken."""
+        if not port:
+            yield
+            return
+        registry = CollectorRegistry()
+        registry.register(self)
+        try:
+            server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+        except OSError as error:
+            raise UsageError(f"--metrics-port {port}: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()

@@ -1,0 +1,191 @@
+"""kill -9 and worse, done to parts of real runs: they go on, or resume, and no accepted rollout is lost.
+
+`make chaos` runs everything and prints a line a fault; `make test` leaves out what is marked `long`. Several
+faults are done to one run where that is honest: a start costs more than most of them.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import Run, chaos, wait_until_gone
+
+from reasoner.checkpoint import CheckpointStore
+from reasoner.models import embedded_path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+from test_http_server import ROOT, documented_command, free_port, wait_for_health
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def start(tmp_path):
+    runs = []
+
+    def start_run(*args, **kwargs):
+        runs.append(Run(tmp_path, *args, **kwargs))
+        return runs[-1]
+
+    yield start_run
+    for run in runs:
+        run.kill_all()
+
+
+def kill(processes):
+    processes[0].send_signal(signal.SIGKILL)
+
+
+def test_a_run_outlives_its_parts(start, show):
+    run = start("--server.replicas=2")
+    run.wait_for_steps(4)
+
+    with chaos("server", run, show) as fault:
+        kill(run.processes("VLLMServer"))
+        fault.training_goes_on()
+        run.wait_for_log(r"server-\d: syncing → serving", count=3)  # it comes back, refitted
+
+    with chaos("worker", run, show) as fault:
+        kill(run.processes("WorkerActor"))
+        fault.training_goes_on()
+
+    with chaos("verifier", run, show) as fault:
+        kill(run.processes("verifiers.worker"))
+        fault.training_goes_on()
+
+    with chaos("learner", run, show) as fault:
+        kill(run.processes("LearnerActor"))
+        fault.training_goes_on()
+        assert "updates to redo" in run.output()
+
+    with chaos("silent_server", run, show) as fault:
+        silent = run.processes("VLLMServer")[0]
+        silent.send_signal(signal.SIGSTOP)
+        run.wait_for_log("it has not answered for")
+        fault.training_goes_on()
+        assert not wait_until_gone([silent])
+
+    with chaos("nan_loss", run, show) as fault:
+        (run.triggers / "nan").touch()
+        fault.training_goes_on()
+        run.wait_for(lambda: run.metrics()[-1].get("skipped_updates") == 1, "one skipped update")
+
+    with chaos("clock_jump", run, show) as fault:
+        (run.triggers / "clock").touch()
+        fault.training_goes_on()
+        assert all(0 <= line["seconds"]["total"] < 600 for line in run.metrics())
+
+    with chaos("sigterm", run, show) as fault:
+        everything = run.family()
+        run.driver.send_signal(signal.SIGTERM)
+        assert run.end() == 130, run.output()
+        assert not wait_until_gone(everything)
+        run.resume(more_steps=2)
+        assert run.end() == 0, run.output()
+        fault.mark()
+    steps = [line["step"] for line in run.metrics()]
+    assert steps == list(range(len(steps))), "no step is missing or doubled"
+
+
+def test_a_killed_driver_and_damaged_checkpoints(start, show):
+    run = start()
+    run.wait_for_steps(6)
+    with chaos("driver", run, show) as fault:
+        everything = run.family()
+        assert len(everything) > 5
+        run.driver.kill()
+        run.driver.wait()
+        assert not wait_until_gone(everything)
+        run.resume()
+        fault.training_goes_on()
+
+    with chaos("truncated_checkpoint", run, show) as fault:
+        run.wait_for_steps(4)
+        run.kill_all()
+        newest = CheckpointStore(run.path).latest()
+        weights = newest / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        run.resume(more_steps=2)
+        assert run.end() == 0, run.output()
+        fault.mark()
+    steps = [line["step"] for line in run.metrics()]
+    assert steps == list(range(len(steps))), "no step is missing or doubled"
+
+
+@pytest.mark.long
+def test_the_only_server_dies(start, show):
+    run = start()
+    run.wait_for_steps(2)
+    with chaos("only_server", run, show) as fault:
+        kill(run.processes("VLLMServer"))
+        fault.training_goes_on()
+
+
+@pytest.mark.long
+def test_a_rank_of_the_learner_dies(start, show):
+    run = start("--learner.ranks=2")
+    run.wait_for_steps(4)
+    with chaos("learner_rank", run, show) as fault:
+        ranks = run.processes("LearnerActor")
+        assert len(ranks) == 2
+        kill(ranks[::-1])  # one that the loop does not know
+        fault.training_goes_on()
+
+
+@pytest.mark.long
+def test_the_engine_child_of_an_external_server_dies(start, show, tmp_path):
+    """Its server ends with it; whoever runs it starts it again, and the run, which has waited, goes on."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment, command = documented_command(str(embedded_path()), port)
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+
+    def serve():
+        log = tmp_path / "server.log"
+        server = subprocess.Popen(
+            [*command, "--api-key", "sesame"],
+            env=os.environ | environment,
+            cwd=ROOT,
+            stdout=log.open("a"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        wait_for_health(url, server, log)
+        return server
+
+    servers = [serve()]
+    try:
+        run = start(f"--server.addresses={url}", VLLM_API_KEY="sesame")
+        run.wait_for_steps(2)
+        with chaos("engine_child", run, show) as fault:
+            engine = [p for p in psutil.Process(servers[0].pid).children() if "EngineCore" in p.name()]
+            kill(engine)
+            servers[0].wait(timeout=60)
+            servers.append(serve())
+            fault.training_goes_on()
+    finally:
+        for server in servers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.mark.long
+def test_a_full_disk(start, show):
+    run = start()
+    run.wait_for_steps(3)
+    with chaos("disk_full", run, show) as fault:
+        everything = run.family()
+        (run.triggers / "disk").touch()
+        assert run.end() == 1
+        assert "full" in run.output() and "--resume" in run.output()
+        assert not wait_until_gone(everything)
+        (run.triggers / "disk").unlink()
+        run.resume(more_steps=2)
+        assert run.end() == 0, run.output()
+        fault.mark()
