@@ -163,7 +163,8 @@ class RolloutWorker:
             budget = min(params.max_tokens - episode.actions, self.context_tokens - len(episode.token_ids))
             if budget < 1 and not episode.actions:
                 raise ServerError(
-                    f"a prompt fills the context of {self.context_tokens} tokens: raise server.context_tokens"
+                    f"the prompt of task {episode.task.id} has {len(episode.token_ids)} tokens and fills the "
+                    f"context of {self.context_tokens}: raise server.context_tokens"
                 )
             alike[budget, getattr(episode.env.unwrapped, "stop", ())].append(episode)
         await asyncio.gather(
