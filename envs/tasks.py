@@ -95,6 +95,13 @@ def source_of(source: TaskSource, task: Task) -> TaskSource:
     return source if member is None else source_of(member(task), task)
 
 
+def verifiers_of(source: Any) -> set[str]:
+    """The verifiers that the tasks of a source are known to name: they can be loaded ahead."""
+    inside = getattr(source, "sources", None) or [getattr(source, "source", None)]
+    named = str(getattr(source, "verifier", None) or "math").split(", ")
+    return {*named, *(name for part in inside if part is not None for name in verifiers_of(part))}
+
+
 def chat_messages(task: Task, observation: str, source: TaskSource) -> list[dict[str, str]]:
     """The first observation of a task as chat messages: the task's own, or its text in the chat template."""
     if not isinstance(task.prompt, str):

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from envs.tasks import load_tasks
+from envs.tasks import load_tasks, verifiers_of
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
 from reasoner.learner_actor import LearnerActor, weight_transfer
@@ -34,6 +34,7 @@ from rollouts.sampler import HTTPSampler, RaySampler, Sampler
 from rollouts.server import ServerConfig, ServerStats
 from rollouts.worker import GroupResult, RolloutWorker, build_worker
 from verifiers import VerifierPool
+from verifiers.by_task import expecting
 
 STATS_S = 2.0
 TOGETHER_S = 20.0  # a run begins with the servers that are ready so long after the first; others join later
@@ -119,11 +120,13 @@ class WorkerActor:
         self, model: ModelSource, template: str, config: Config, verifier: Any, log_file: Path
     ) -> None:
         log_to(log_file)
+        source, keys = load_tasks(config.tasks.source, config.seed), config.verifier
+        judge = expecting(verifier, verifiers_of(source))
         self.worker: RolloutWorker = build_worker(
             str(model.path),
-            load_tasks(config.tasks.source, config.seed),
+            source,
             template,
-            VerifierPool(verifier, workers=config.verifier.processes, timeout_s=config.verifier.timeout_s),
+            VerifierPool(judge, workers=keys.processes, timeout_s=keys.timeout_s),
             context_tokens(config, model),
         )
 

@@ -7,6 +7,9 @@ look at a whole group need `verifier.name`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from reasoner.errors import UsageError
 from reasoner.types import Task, Verdict
 from verifiers.base import Verifier, load_verifier
@@ -22,15 +25,18 @@ class ByTask(Verifier):
     memory_mib = 2048
     timeout_is_answer = True  # what is killed was computing on the answer: our verifiers never wait
 
-    def __init__(self, default: str = "math") -> None:
+    def __init__(self, default: str = "math", expected: tuple[str, ...] = ()) -> None:
         self.default = default
+        self.expected = expected
         self._loaded: dict[str, Verifier | str] = {}  # by spec: the verifier, or why there is none
 
     def prepare(self) -> None:
-        """Load what the first verdict will need."""
-        default = self._load(self.default)
-        if isinstance(default, Verifier) and hasattr(default, "prepare"):
-            default.prepare()
+        """Load what the first verdicts will need: packages that take seconds to import would use up the
+        deadline of the first answer."""
+        for spec in (self.default, *self.expected):
+            verifier = self._load(spec)
+            if isinstance(verifier, Verifier) and hasattr(verifier, "prepare"):
+                verifier.prepare()
 
     def verify(self, completion: str, task: Task) -> Verdict:
         verifier = self._of(task)
@@ -64,3 +70,8 @@ class ByTask(Verifier):
             except UsageError as error:
                 self._loaded[spec] = str(error)
         return self._loaded[spec]
+
+
+def expecting(verifier: Any, expected: Iterable[str]) -> Any:
+    """`verifier`, and for `auto` one that loads the expected verifiers before the first answer comes."""
+    return ByTask(expected=tuple(sorted(expected))) if verifier == "auto" else verifier

@@ -92,6 +92,10 @@ class ReasoningGymVerifier(Verifier):
     correct_from = FULL_MARKS
     timeout_is_answer = True
 
+    def prepare(self) -> None:
+        """Load what the first verdict will need."""
+        package()
+
     def verify(self, completion: str, task: Task) -> Verdict:
         made = task.metadata.get(KEY)
         if not isinstance(made, Mapping):

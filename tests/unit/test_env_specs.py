@@ -8,11 +8,12 @@ import pytest
 from envs import ArithmeticTasks, TaskSource, load_tasks
 from envs.mixture import Mixture
 from envs.specs import Spec, levels, members, read_spec, value
-from envs.tasks import SingleTurnTasks, source_of
+from envs.tasks import SingleTurnTasks, source_of, verifiers_of
 from reasoner.errors import UsageError
 from reasoner.metrics import family_metrics
 from reasoner.types import Group, Task, Verdict
 from verifiers import load_verifier
+from verifiers.by_task import expecting
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,15 @@ def test_each_task_is_judged_by_the_verifier_it_names():
     verdict = judge.verify("abc", Task("t", "p", "3", metadata={"verifier": "nonsense"}))
     assert verdict.status == "error" and "unknown verifier 'nonsense'" in verdict.detail
     assert judge.answer_key("\\boxed{3}", Task("t", "1+2", "3")) == "3"
+
+
+def test_verifiers_that_a_source_needs_are_loaded_ahead():
+    source = load_tasks("self_correct(calculus,countdown),arithmetic")
+    assert verifiers_of(source) == {"math", "antiderivative", "countdown"}
+    judge = expecting("auto", verifiers_of(source))
+    judge.prepare()
+    assert set(judge._loaded) == {"math", "antiderivative", "countdown"}
+    assert expecting("math", {"countdown"}) == "math"
 
 
 def three_characters(completion, task):
