@@ -27,7 +27,7 @@ from verifiers.phrases import (
     TAKEN_BACK,
 )
 from verifiers.tables import FUNCTIONS, GREEK, MEANING, is_product
-from verifiers.units import read_unit
+from verifiers.units import KNOWN, read_unit, singular
 from verifiers.visible import without_hidden, without_thinking
 
 _MATH_NAMES = FUNCTIONS.keys() | GREEK | {"pi", "inf", "infinity", "oo"}
@@ -305,36 +305,74 @@ def _looks_like_answer(line: str) -> bool:
     return all(m.start() > first.start() or m.group() in _MATH_NAMES for m in found)
 
 
+_AMOUNT = re.compile(
+    r"((?:[-+−]\s?)?(?:\\?\$)?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?)(%?)"
+    r"((?:[\s,]+[^\W\d_](?:[^\W\d_]|['’²³/.-])*)*)[.!]?"
+)
+_HARMLESS = frozenset("to over through up so that which when while per".split())
+_NO_UNITS = frozenset(
+    "a an of in at on for from to per each every left such altogether total over because since as that and "
+    "this the it he she they we more with".split()
+)
+
+
+_IS = re.compile(r"\b(?:is|are|was|be|equals?)\b|['’]s", re.IGNORECASE)
+_SCALED_BEFORE = re.compile(
+    r"(?:\b(?:half|twice|double|triple|thirds?|quarters?|percent|times|multiple|factor|minus|plus|mod)\b|%)"
+    r"(?:\s+of)?\s*\Z",
+    re.IGNORECASE,
+)
+
+
+def _amount(text: str) -> str | None:
+    """The number that `text` begins with and its unit, without the words that only tell its story ("160
+    minutes to download", "18 a day"). None when words change the meaning, or more than words follow."""
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        return None
+    number, percent, behind = match.groups()
+    words = behind.replace(",", " ").split()
+    if (MEANING - _HARMLESS) & {word.casefold() for word in words} or "or" in words:
+        return None
+    for length in range(min(4, len(words)), 0, -1):
+        if all(singular(word) in KNOWN or word in ("per", "square", "cubic") for word in words[:length]):
+            return f"{number}{percent} {' '.join(words[:length])}"
+    if not words or words[0].casefold() in _NO_UNITS:
+        return number + percent
+    return f"{number}{percent} {words[0]}"
+
+
 def _from_prose(line: str, how: str) -> Extraction:
     """The number that a sentence concludes with, when there is exactly one way to read it."""
     right = _RIGHT_CHOICE.search(line)
     if right:
         return Extraction(right.group(1), how)
     verbs = list(CONCLUDES.finditer(line))
+    if re.search(r"\d", line):  # "to get there" concludes nothing
+        verbs = [v for v in verbs if re.search(r"\d", line[v.end() :]) or _IS.search(v.group())]
     verb = verbs[-1] if verbs else None
     if verb is not None and not NEGATION_BEFORE.search(line[: verb.end()]):
         tail = _OPENERS.sub("", line[verb.end() :].strip())
         shorter = CLAUSE_ENDS.split(tail, maxsplit=1)[0].strip(" ,")
         if not re.search(r"\d", tail[len(shorter) :]):
             tail = shorter
-        tail = re.sub(r"(?<=\d)\s+(?:of|such|in total|altogether)\b\D*$", "", tail)
+        tail = _amount(tail) or tail
         if tail and _looks_like_answer(tail):
             return Extraction(tail, how)
     if "=" in line:
         last = line.rpartition("=")[2].strip()
+        amount = _amount(last)
+        if amount is not None and not _looks_like_answer(last):
+            return Extraction(amount, how)
         if _looks_like_answer(last):
             return Extraction(line if _looks_like_answer(line) else last, how)
     numbers = list(_LONE_NUMBER.finditer(line))
     if len(numbers) == 1 and not NEGATION_BEFORE.search(line[: numbers[0].start()]):
-        behind = line[numbers[0].end() :].strip(" .,!")
-        behind = re.sub(r"^(?:of|such|in total|altogether)\b\D*$", "", behind)
-        if "$" in numbers[0].group() and not MEANING & set(behind.casefold().split()):
-            behind = re.sub(r"^\s*[^\W\d_]\D*$", "", behind)  # what the money is for
-        if re.fullmatch(r"(?:[^\W\d_]+(?:\s+[^\W\d_]+){0,3})?", behind) and not AFTER_REFUSES.match(
-            " " + behind
-        ):
+        amount = _amount(line[numbers[0].start() :].strip(" .,!"))
+        scaled = _SCALED_BEFORE.search(line, 0, numbers[0].start())
+        if amount is not None and not scaled and not AFTER_REFUSES.match(line[numbers[0].end() :]):
             if verb is not None or not line[: numbers[0].start()].strip():
-                return Extraction(f"{numbers[0].group()} {behind}".strip(), how)
+                return Extraction(amount, how)
     day = find_date(line)
     if day is not None and not NEGATION_BEFORE.search(line[: line.find(day)]):
         return Extraction(day, how)

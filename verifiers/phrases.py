@@ -77,7 +77,7 @@ PHRASE = re.compile(
 #: "84 is the answer", "84 is the final answer".
 PHRASE_AFTER = re.compile(
     r"(?:^|[.,;:]\s+|\n)(?:so |thus |therefore |hence )?,?\s*(\S(?:[^\n.;:,]|,(?=\d)){0,80}?)"
-    r" is (?:the|our|my) (?:final |correct )*answer\b",
+    r" is (?:the|our|my) (?:final |correct |only |unique )*(?:answer|solution)\b",
     re.IGNORECASE,
 )
 _NOT = (
@@ -117,7 +117,10 @@ CONCLUDES = re.compile(
     r"(?<=\w)['’]s\s+|(?<![\w'])(?:is|are|was|be|equals?|equal to|gives?|get|gets|got|have|has|obtain|"
     r"obtains|yields?|yielding|giving|leaving|making|becomes?|total(?:s|ing)?|costs?|comes to|amounts to|"
     r"makes|leaves|find|conclude|"
-    r"therefore|thus|hence|so|result|es|est|ist|è|é|sind|son|sont|равно|является|是|为|為|等于|は|needs?|takes?|"
+    r"therefore|thus|hence|so|result|es|est|ist|è|é|sind|son|sont|равно|является|是|为|為|等于|は|"
+    r"needs?|takes?|had|made|weighs?|contains?|holds?|sold|bought|saves?|saved|uses?|used|received|receives|"
+    r"scored|ran|runs|"
+    r"(?:total|profit|sum|cost|price|distance|amount|average) of|"
     r"il y a|hay|ci sono|es gibt|existen|existem|всего|имеется|"
     r"earns?|paid|pays?|spends?|there are|there were)(?!\w)[\s:=]*|(?<=[是为於于有得共])|(?<=[a-z])=\s*",
     re.IGNORECASE,
