@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -97,6 +98,18 @@ class Run:
 
     def wait_for_log(self, pattern, count=1):
         self.wait_for(lambda: len(re.findall(pattern, self.driver_log())) >= count, f"{count} × {pattern!r}")
+
+    def log_times(self, pattern):
+        """Seconds of the lines of the driver's log that hold the pattern."""
+        stamps = re.findall(rf"^(\S+ \S+) .*(?:{pattern})", self.driver_log(), re.MULTILINE)
+        return [datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp() for stamp in stamps]
+
+    def restart_overhead_s(self):
+        """From the first loss of a server to its serving again, beyond what its first start took."""
+        first_start = self.log_times("server-0: syncing → serving")[0] - self.log_times("server-0: dead")[0]
+        lost = self.log_times(r"server-\d: \w+ → dead")[0]
+        back = next(t for t in self.log_times(r"server-\d: syncing → serving") if t > lost)
+        return back - lost - first_start
 
     def end(self):
         return self.driver.wait(timeout=120)

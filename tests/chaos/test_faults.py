@@ -124,6 +124,8 @@ def test_the_only_server_dies(start, show):
     with chaos("only_server", run, show) as fault:
         kill(run.processes("VLLMServer"))
         fault.training_goes_on()
+    show(f"figure server_restart_overhead_s {run.restart_overhead_s():.1f} s")
+    assert run.restart_overhead_s() < 5
 
 
 @pytest.mark.long
