@@ -78,6 +78,8 @@ bench: bench-quick bench-verifier ## every benchmark that ends within the hour
 	$(PY) -m benchmarks.learner_memory
 	$(PY) -m benchmarks.learner_gemm
 	$(PY) -m benchmarks.evaluation
+	$(PY) -m benchmarks.control_plane
+	$(PY) -m benchmarks.async_mode
 
 bench-long: install ## hours, resumable: to 90 % held-out pass@1 against TRL (interrupt it; the same command goes on)
 	$(PY) -m benchmarks.trl_time_to_90 $(ARGS)

@@ -7,6 +7,6 @@ def show(capfd):
 
     def line(text):
         with capfd.disabled():
-            print(f"\n{text}", end="", flush=True)
+            print(f"\n{text}", flush=True)
 
     return line
