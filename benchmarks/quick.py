@@ -57,7 +57,7 @@ def main() -> None:
         ("rollout", ["--repeats", "3"]),
         ("sync", ["--repeats", "10"]),
         ("trl_learner", ["--models", "embedded", "--repeats", "3"]),
-        ("trl_step", ["--pairs", "1"]),
+        ("trl_step", ["--pairs", "1", "--per-device", "64"]),
     )
     for benchmark, arguments in others:
         subprocess.run([sys.executable, "-m", f"benchmarks.{benchmark}", *arguments], check=True)
