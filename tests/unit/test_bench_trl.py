@@ -44,7 +44,6 @@ def test_both_sides_are_configured_alike():
         "lr_scheduler_type": ours.learner.decay,
         "warmup_steps": ours.learner.warmup_steps,
         "max_steps": ours.steps,
-        "weight_decay": ours.learner.weight_decay,
         "max_grad_norm": ours.learner.grad_clip,
         "num_iterations": ours.learner.minibatches,
     }
@@ -53,6 +52,7 @@ def test_both_sides_are_configured_alike():
         trl["per_device_train_batch_size"] * trl["gradient_accumulation_steps"]
         == trl["generation_batch_size"]
     )
+    assert trl["weight_decay"] == 0.0, "we have none"
     assert ours.max_staleness == 0 and ours.learner.batch_normalise and trl["scale_rewards"] == "batch"
 
 
