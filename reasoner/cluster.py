@@ -293,7 +293,7 @@ def _not_ready(processes: Processes, learner: Any, timeout_s: float) -> str:
 def unwrap(error: BaseException) -> ReasonerError:
     """The error a user can act on, out of the wrapping that Ray puts around it."""
     cause = getattr(error, "cause", None)
-    for candidate in (error, cause):
+    for candidate in (cause, error):  # Ray's error is of the cause's type too, with a traceback as its text
         if isinstance(candidate, ReasonerError):
             return candidate
     if isinstance(error, ray.exceptions.RayActorError):

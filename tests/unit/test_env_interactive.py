@@ -285,3 +285,13 @@ def test_a_gymnasium_environment_with_other_observations_is_named():
     subject, _, _ = worker([tokens("1")], Source())
     with pytest.raises(UsageError, match="the environment Numbers gave an observation of type int"):
         run(subject, [TASK])
+
+
+def test_what_ray_wraps_around_an_error_is_taken_off():
+    from ray.exceptions import RayTaskError
+
+    from reasoner.cluster import unwrap
+
+    cause = UsageError("Bad.respond gave an observation of type int")
+    wrapped = RayTaskError("run", "Traceback …", cause).as_instanceof_cause()
+    assert isinstance(wrapped, UsageError) and unwrap(wrapped) is cause
