@@ -339,7 +339,9 @@ def _counted(inner: Any) -> tuple[Node, ...] | None:
 
 def _integrated(inner: Any) -> tuple[Node, ...] | None:
     """`_a^b body dx`."""
-    last = inner.tokens[-2] if len(inner.tokens) > 1 else END
+    if len(inner.tokens) < 4:
+        return None
+    last = inner.tokens[-2]
     if last.kind != "name" or len(last.text) > 3:
         return None
     if last.text[-2:-1] != "d" and (len(last.text) > 1 or inner.tokens[-3].text != "d"):
