@@ -76,7 +76,7 @@ def read_spec(text: str) -> Spec:
     elif (colon := re.fullmatch(r"([^:(]+):(\w+\s*=.*)?", text)) is not None:
         head, body = colon[1], colon[2] or ""
     else:
-        head, body = text, ""
+        head, _, body = text.partition(",")
     options: dict[str, str] = {}
     arguments: list[str] = []
     for piece in filter(None, split_outside(body)):

@@ -55,6 +55,7 @@ def test_a_spec_taken_apart():
         ("rg:x(y=1)",),
     )
     assert read_spec("rg:maze").head == "rg:maze"
+    assert read_spec("rg:maze,a=1,b=2") == Spec("rg:maze,a=1,b=2", "rg:maze", {"a": "1", "b": "2"})
     assert [value(t) for t in ("3", "0.5", "[1, 2]", "true", "'a'", "plain")] == [
         3,
         0.5,
