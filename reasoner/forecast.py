@@ -78,7 +78,8 @@ class Interval:
 @dataclass(frozen=True)
 class Forecast:
     """`asymptote` and `final` with intervals of level `LEVEL`; `final` is what the evaluation at the end will
-    read, its own noise included. `measured` is that evaluation in a run that has come so far."""
+    read, its own noise included. `measured` is that evaluation in a run that has come so far, None where the
+    forecast itself saw it."""
 
     target: str
     fitted_to: str
@@ -247,11 +248,12 @@ def forecast(
     rng = np.random.default_rng([seed, 1])
     finals = np.array([c(final_compute) for c in curves]) + rng.normal(0.0, noise, len(curves))
     after = measurements(entries, target, with_training=False)
-    measured = [p.rate for p in after if p.step == steps]
+    measured = [p.rate for p in after if p.step == steps > seen[-1]["step"]]
     trained = sum(p.training for p in points)
     return Forecast(
         target=target,
-        fitted_to=f"{len(points) - trained} evaluations and the pass rates of {trained} training steps",
+        fitted_to=f"{len(points) - trained} evaluations"
+        + (f" and the pass rates of {trained} training steps" if trained else ""),
         step=seen[-1]["step"],
         final_step=steps,
         compute=points[-1].compute,

@@ -84,6 +84,7 @@ def test_the_forecast_does_not_look_ahead():
     first, second = (forecast(e, steps=100, use=0.4, repeats=10) for e in (entries, changed))
     assert first.final == second.final and first.final_compute == second.final_compute == 100.0
     assert first.step == 40
+    assert forecast(entries, steps=100, repeats=5).measured is None, "it has seen the end: nothing to compare"
 
 
 def test_intervals_hold_what_happens():
