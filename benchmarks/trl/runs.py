@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,9 +28,10 @@ class Step:
 def ours(name: str, runs_dir: Path, flags: Sequence[str], threads: int) -> list[Step]:
     """Trains or resumes our run `name`; its steps, step 0 (the base model) among them."""
     run = runs_dir / name
-    what = (
-        ["--resume", str(run)] if (run / "checkpoints" / "latest").exists() else [str(OURS), f"--name={name}"]
-    )
+    what = ["--resume", str(run)]
+    if not (run / "checkpoints" / "latest").exists():
+        shutil.rmtree(run, ignore_errors=True)  # interrupted before there was anything to resume
+        what = [str(OURS), f"--name={name}"]
     where = [f"--runs_dir={runs_dir}", f"--learner.threads={threads}"]
     _call([sys.executable, "-m", "reasoner.cli", "train", *what, *where, *flags], threads, runs_dir, name)
     return our_steps(run)
