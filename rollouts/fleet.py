@@ -149,7 +149,8 @@ class Fleet:
         self._enter(replica, State.GONE if given_up else State.DEAD, reason)
         first_line = reason.splitlines()[0] if reason else "no reason given"
         outcome = f"given up after {replica.failures} failures in a row" if given_up else "it is started anew"
-        self.tell(f"{self.what} {replica.name} is lost, {outcome}: {first_line}")
+        if given_up or replica.failures <= MAX_FAILURES:  # a server of others may be away for long
+            self.tell(f"{self.what} {replica.name} is lost, {outcome}: {first_line}")
         if all(r.state is State.GONE for r in self.replicas):
             raise ServerError(
                 f"no {self.what} is left: {replica.name}: {reason}\n{replica.launcher.last_words()}"

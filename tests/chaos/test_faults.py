@@ -165,8 +165,8 @@ def test_the_engine_child_of_an_external_server_dies(start, show, tmp_path):
         run = start(f"--server.addresses={url}", VLLM_API_KEY="sesame")
         run.wait_for_steps(2)
         with chaos("engine_child", run, show) as fault:
-            engine = [p for p in psutil.Process(servers[0].pid).children() if "EngineCore" in p.name()]
-            kill(engine)
+            children = psutil.Process(servers[0].pid).children()
+            kill([p for p in children if "EngineCore" in " ".join(p.cmdline())])
             servers[0].wait(timeout=60)
             servers.append(serve())
             fault.training_goes_on()
