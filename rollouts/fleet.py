@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ SUSPECT_AFTER_S = 15.0  # without an answer: no new requests
 DEAD_AFTER_S = 90.0  # without an answer: killed; a large model takes its time to load new weights
 MAX_FAILURES = 3  # in a row without a single answered request: given up
 BACKOFF_S = (0.0, 2.0, 10.0)  # before the first, second, … attempt in a row to start it anew
+CLOSE_S = 2.0
 SAY_AFTER_S = 60.0  # between two reminders of what is being waited for
 
 
@@ -184,9 +186,13 @@ class Fleet:
 
     def close(self) -> None:
         """Kills all of them, for good."""
+        if self._closed:
+            return
         self._closed = True
         for replica in self.replicas:
             self._end(replica)
+        with suppress(TimeoutError):  # a check that does not even end when cancelled: its thread is a daemon
+            asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result(CLOSE_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     # ------------------------------------------------------------------ inside
@@ -277,3 +283,11 @@ class Fleet:
             "%s %s: %s → %s%s", self.what, replica.name, replica.state, state, f" ({why})" if why else ""
         )
         replica.state, replica.since = state, self.clock()
+
+
+async def _cancel_all() -> None:
+    """Ends the health checks that are under way in this event loop."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
