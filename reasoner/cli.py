@@ -227,6 +227,33 @@ def replay(run: str, start: int, stop: int | None, verifier: str | None, out: Pa
 
 @command(
     epilog=examples(
+        "reasoner view runs/first",
+        "reasoner view runs/first --port 8765 --no-browser   # then: ssh -L 8765:localhost:8765 HOST",
+    )
+)
+@click.argument("run")
+@click.option(
+    "--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
+)
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open it in the browser.")
+def view(run: str, port: int, browser: bool) -> None:
+    """Read a run in the browser, live while it goes on: curves, rollouts, changes. Only on this machine."""
+    from reasoner.run import reopen
+    from reasoner.view.server import serve
+
+    path, config = reopen(run, {})
+    serve(
+        path,
+        config.model,
+        config.steps,
+        port=port,
+        browser=browser,
+        say=lambda address: click.echo(f"{address}  (Ctrl-C stops)"),
+    )
+
+
+@command(
+    epilog=examples(
         "reasoner forecast runs/first",
         "reasoner forecast runs/first --use 0.5 --json forecast.json --svg forecast.svg",
         "reasoner forecast runs/first --target ood/pass@1 --use 1",
