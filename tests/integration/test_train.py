@@ -137,6 +137,20 @@ def test_asynchronous_run_has_bounded_staleness(tmp_path):
     assert result.updates.checkpoints == {0: "identical", 5: "identical"}
 
 
+def test_adapters_on_two_ranks_go_on_in_one(tmp_path):
+    flags = ["--name=l", "--steps=2", "--learner.ranks=2", "--learner.lora_rank=4", *SMALL]
+    done = run("train", *flags, "--learner.zero_variance=keep", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    more = run("train", "--resume", "runs/l", "--steps=3", "--learner.ranks=1", cwd=tmp_path)
+    assert more.returncode == 0, more.stdout + more.stderr
+    path = tmp_path / "runs" / "l"
+    assert all(line["probe_max_abs_diff"] < 1e-3 for line in metrics(path)[1:]), "servers have merged weights"
+    for step, ranks in ((2, 2), (3, 1)):
+        saved = path / "checkpoints" / f"step_{step:06d}"
+        assert (saved / "model.safetensors").is_file() and (saved / "adapter").is_dir()
+        assert len(list((saved / "trainer").glob(f"optimizer-*-of-{ranks:05d}.safetensors"))) == ranks
+
+
 @pytest.mark.parametrize(("stop", "after_lines"), [(signal.SIGINT, 3), (signal.SIGTERM, 1)])
 def test_stopping_saves_and_exits_130(tmp_path, stop, after_lines):
     process = subprocess.Popen(
