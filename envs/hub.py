@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -100,7 +101,7 @@ _CHAT = "{prompt}\n\nReason step by step, and put the final answer in \\boxed{{}
 
 def _rows(path: str, subset: str | None, split: str) -> Iterable[Row]:
     """The rows of a local file, or of a split of a directory or of a data set on the hub."""
-    if Path(path).is_file() or path.endswith((".jsonl", ".parquet")):
+    if os.path.isfile(path) or path.endswith((".jsonl", ".parquet")):
         return [row for _, row in read_rows(Path(path))]
     try:
         datasets = importlib.import_module("datasets")

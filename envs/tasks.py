@@ -261,7 +261,7 @@ def load_tasks(text: str, seed: int = 0) -> TaskSource:
     with `seed`), or several of these with weights (`arithmetic*3,rg:chain_sum(min_terms=2)`).
 
     UsageError says what is wrong with any other text and names the nearest known source."""
-    if Path(text).is_file():
+    if os.path.isfile(text):
         return read_tasks(Path(text), seed)
     if text.partition(":")[0] in BENCHMARKS:
         from envs.benchmarks import load_benchmark
@@ -276,7 +276,7 @@ def load_tasks(text: str, seed: int = 0) -> TaskSource:
 
 
 def _load_one(text: str, seed: int) -> TaskSource:
-    if Path(text).is_file():
+    if os.path.isfile(text):
         return read_tasks(Path(text), seed)
     spec = read_spec(text)
     family = spec.head.partition(":")[0]

@@ -164,3 +164,8 @@ def test_statistics_by_family():
         "a": {"rollouts": 2, "pass_rate": 0.5, "reward_mean": 0.625, "response_tokens_mean": 3.0},
         "b": {"rollouts": 1, "pass_rate": None, "reward_mean": None, "response_tokens_mean": 1.0},
     }
+
+
+def test_a_mixture_longer_than_a_file_name_may_be():
+    mixture = load_tasks(",".join(f"arithmetic:levels={1 + i % 4}" for i in range(40)))
+    assert len(mixture.sources) == 40 and mixture.train(0).prompt
