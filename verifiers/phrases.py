@@ -135,7 +135,7 @@ CLAUSE_ENDS = re.compile(
 )
 #: A rounded value behind the exact one.
 ROUNDED = re.compile(
-    r"[\s,(]+(?:or\s+)?(?:about|approximately|approx\.?|roughly|circa|≈)\s+\$?\$?-?[\d.,]+\$?\)?\.?\s*$",
+    r"(?<![\s,(])[\s,(]+(?:or\s+)?(?:about|approximately|approx\.?|roughly|circa|≈)\s+\$?\$?-?[\d.,]+\$?\)?\.?\s*$",
     re.IGNORECASE,
 )
 #: What follows an answer and takes it back or puts another beside it.

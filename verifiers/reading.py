@@ -26,8 +26,9 @@ _MORE_CHOICES = re.compile(
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm|mbox|textit|bf|rm)\s*(?=\{)")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([ap])?\.?\s?(m)?\.?", re.IGNORECASE)
 _FOR_INTEGERS = re.compile(
-    r"(?:[\s,]|\\text\s*\{)+(?:for|where)\s+(?:(?:some|any|all|every|each)\s+)?integers?\s*\}?\s*\$?([a-z])\}?\$?\s*$|"
-    r"(?:[\s,]|\\text\s*\{)+where\s*\}?\s*\$?([a-z])\$?\s*(?:\\text\s*\{\s*)?is an(?:y)? integer\}?\s*$"
+    r"(?<![\s,])(?:[\s,]|\\text\s*\{)+(?:"
+    r"(?:for|where)\s+(?:(?:some|any|all|every|each)\s+)?integers?\s*\}?\s*\$?([a-z])\}?\$?|"
+    r"where\s*\}?\s*\$?([a-z])\$?\s*(?:\\text\s*\{\s*)?is an(?:y)? integer\}?)\s*$"
 )
 _BASED = re.compile(r"^\s*\$?(?:\\left)?\((\d+)(?:\\right)?\)_(?=\{?\d)")
 _TIMES_TEN = re.compile(r"(\d)\s*[xX]\s*10\s*\^")
@@ -112,7 +113,8 @@ def parse_clean(text: str, commas: bool = True) -> Node:
 
 
 _CONDITION = re.compile(
-    r"(?:[\s,]|\\[,; ]|\\q?quad)*(?:\\left)?\(([^()]{1,20}\\in(?![a-z])[^()]{1,30}?)(?:\\right)?\)\s*$"
+    r"(?<![\s,])(?:[\s,]|\\[,; ]|\\q?quad)*"
+    r"(?:\\left)?\(([^()]{1,20}\\in(?![a-z])[^()]{1,30}?)(?:\\right)?\)\s*$"
 )
 _ARROW = re.compile(
     r"^(?:\\(?:therefore|implies|Rightarrow|Longrightarrow|rightarrow|to)(?![a-zA-Z])|=>|->)\s*"
@@ -162,7 +164,7 @@ def _is_word(word: str) -> bool:
 
 def _trimmed(text: str) -> str:
     """`text` without trailing punctuation and spacing; dots that mean "and so on" stay."""
-    text = re.sub(r"(?:\\[,;:!]|\\ |\\\\|\\q?quad|\s)+$", "", text.rstrip())
+    text = re.sub(r"(?<!\s)(?:\\[,;:!]|\\ |\\\\|\\q?quad|\s)+$", "", text.rstrip())
     if re.search(r"(?<!\\)(?:\\\\)*\\$", text):
         text = text[:-1].rstrip()  # what is left of a "\ " at the end
     text = re.sub(r"^(?:\\[,;:!]|\\ |\\q?quad\b|\s)+", "", text)

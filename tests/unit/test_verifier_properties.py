@@ -157,3 +157,12 @@ def test_fuzz_for_a_bounded_time() -> None:
         tried += 1
     assert tried > 20
     assert slowest < 1.0
+
+
+def test_long_runs_of_one_thing_are_read_in_linear_time() -> None:
+    runs = ["1" + " " * 5900 + "2", "1" + "," * 5000 + "2", "one " * 1500, "x for " * 900, "1 (" * 1500]
+    runs += ["10:15 " * 50_000, "5 May " * 50_000, "$x$ " * 50_000, "half " * 50_000 + "84 is", "- " * 50_000]
+    for pred in runs:
+        begun = time.process_time()
+        VERIFIER.verify(pred, Task("t", "", "84"))
+        assert time.process_time() - begun < 0.5, pred[:20]
