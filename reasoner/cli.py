@@ -254,6 +254,41 @@ def view(run: str, port: int, browser: bool) -> None:
 
 @command(
     epilog=examples(
+        "reasoner audit runs/first",
+        "reasoner audit runs/first --verifier my_module:strict --json audit.json",
+    )
+)
+@click.argument("run")
+@click.option("--verifier", metavar="NAME", help="Another one to judge the same completions.")
+@click.option(
+    "--rollouts",
+    default=20_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="About so many at most, of whole steps.",
+)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the findings here as well.")
+def audit(run: str, verifier: str | None, rollouts: int, out: Path | None) -> None:
+    """Look for reward hacking and verifier errors; the findings, ranked, go to RUN/audit.json too.
+
+    What is above the line deserves to be read: reasoner view RUN lists the rollouts."""
+    import json
+
+    from reasoner.audit import audit_run, describe
+    from reasoner.run import reopen
+
+    if out and not out.absolute().parent.is_dir():
+        raise UsageError(f"--json {out}: there is no directory {out.absolute().parent}")
+    path, config = reopen(run, {})
+    found = audit_run(path, config, verifier=verifier, max_rollouts=rollouts)
+    for line in describe(found):
+        click.echo(line)
+    if out:
+        out.write_text(json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
+
+
+@command(
+    epilog=examples(
         "reasoner forecast runs/first",
         "reasoner forecast runs/first --use 0.5 --json forecast.json --svg forecast.svg",
         "reasoner forecast runs/first --target ood/pass@1 --use 1",
