@@ -126,7 +126,7 @@ class EndpointClient:
         try:
             response = await self._http.get(self.endpoint.url + "/models")
         except httpx.HTTPError as error:
-            raise ServerError(
+            raise UsageError(
                 f"no endpoint answers at {self.endpoint.url}: {type(error).__name__}: {error}"
             ) from None
         if response.status_code in (401, 403):
@@ -166,10 +166,11 @@ class EndpointClient:
     async def _ask(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         """POST, leaving out what the endpoint does not take."""
         while True:
+            accepted = self._accepted(body)
             try:
-                return await self._post(self.endpoint.url + route, self._accepted(body))
+                return await self._post(self.endpoint.url + route, accepted)
             except UsageError as error:
-                refused = self._newly_refused(str(error))
+                refused = _refused_part(str(error), accepted)
                 if refused is None:
                     raise
                 self._left_out.add(refused)
@@ -179,14 +180,6 @@ class EndpointClient:
         if "max_tokens" in self._left_out:
             accepted["max_completion_tokens"] = body["max_tokens"]
         return accepted
-
-    def _newly_refused(self, message: str) -> str | None:
-        for field in ("logprobs", "seed", "temperature", "top_p"):
-            if field in message and field not in self._left_out:
-                return field
-        if "max_completion_tokens" in message and "max_tokens" not in self._left_out:
-            return "max_tokens"
-        return None
 
     async def _post(self, url: str, body: dict[str, Any]) -> dict[str, Any]:
         attempts = AsyncRetrying(
@@ -224,6 +217,15 @@ class EndpointClient:
         if "chat template" in response.text:
             return f"{message} (a base model: add --template base)"
         return message
+
+
+def _refused_part(message: str, body: Mapping[str, Any]) -> str | None:
+    """What of `body` a refusal is about and can do without. A temperature other than 1 is never left out:
+    that is what was to be measured."""
+    for field in ("logprobs", "seed", "temperature", "top_p"):
+        if field in message and field in body and (field != "temperature" or body[field] == 1.0):
+            return field
+    return "max_tokens" if "max_completion_tokens" in message and "max_tokens" in body else None
 
 
 def _wait(state: RetryCallState) -> float:

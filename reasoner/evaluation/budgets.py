@@ -23,8 +23,9 @@ THINK, END_THINK = "<think>", "</think>"
 
 
 def default_force_text(template: str) -> str:
-    """What makes a model answer at once: the embedded model boxes its answers and writes nothing else."""
-    return BOX if template == "base" else "\n\nThe final answer is \\boxed{"
+    """What makes a model answer at once, on a line of its own: after an unfinished equation a bare box would
+    read as its continuation. A base model is not told in words it may not know."""
+    return f"\n{BOX}" if template == "base" else "\n\nThe final answer is \\boxed{"
 
 
 def points_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +11,28 @@ from reasoner.errors import UsageError
 from reasoner.evaluation.store import EvalStore
 from reasoner.evaluation.summary import SplitSamples, problems_of
 from reasoner.scaling import ProblemSamples, paired_comparison
+from reasoner.types import Task
 
 
 def compare(splits: Sequence[SplitSamples], other: Path, seed: int) -> dict[str, Any]:
-    """`comparison` of eval.json: this evaluation minus `other`, by split, at k = 1 and the largest common k.
-
-    Raises UsageError when `other` is no evaluation, or has no problem of this one."""
+    """`comparison` of eval.json, by split: this one minus `other` at k = 1 and the largest common k."""
     found: dict[str, Any] = {}
     for split in splits:
-        mine, theirs = problems_of(split), _problems(other, split)
+        mine, theirs = problems_of(split), _problems(other, split.name, split.tasks)
         common = {p.task_id for p in theirs}
         shared = [p for p in mine if p.task_id in common]
         if shared:
             most = min(min(p.n for p in shared), min(p.n for p in theirs))
             found[split.name] = _comparisons(shared, theirs, 2 ** (most.bit_length() - 1), seed)
-    if not found:
-        raise UsageError(f"{other} has no problem in common with this evaluation: compare the same tasks")
     return {"other": str(other), "model": _model_of(other), "splits": found}
+
+
+def check_comparable(directory: Path, tasks: Mapping[str, Sequence[Task]]) -> None:
+    """Raises UsageError when `directory` is no evaluation, or has no sample of any of these tasks."""
+    if not (directory / "samples.sqlite").is_file():
+        raise UsageError(f"--compare {directory}: no evaluation is there (no samples.sqlite)")
+    if not any(_problems(directory, split, problems) for split, problems in tasks.items()):
+        raise UsageError(f"--compare {directory}: it has no problem in common with this evaluation")
 
 
 def _comparisons(
@@ -40,15 +45,12 @@ def _comparisons(
     }
 
 
-def _problems(directory: Path, like: SplitSamples) -> list[ProblemSamples]:
+def _problems(directory: Path, split: str, tasks: Sequence[Task]) -> list[ProblemSamples]:
     """The problems of an evaluation's split, those that are the same tasks."""
-    if not (directory / "samples.sqlite").is_file():
-        raise UsageError(f"--compare {directory}: no evaluation is there (no samples.sqlite)")
-    mine = {task.id: task for task in like.tasks}
     with EvalStore.reopen(directory) as store:
-        stored = {task.id: task for task in store.tasks(like.name)}
-        same = [task for id, task in mine.items() if id in stored and stored[id].prompt == task.prompt]
-        theirs = SplitSamples.of(like.name, same, store.samples(like.name, graded=True), wanted=2**31)
+        stored = {task.id: task for task in store.tasks(split)}
+        same = [task for task in tasks if task.id in stored and stored[task.id].prompt == task.prompt]
+        theirs = SplitSamples.of(split, same, store.samples(split, graded=True), wanted=2**31)
     return problems_of(theirs)
 
 

@@ -6,10 +6,12 @@ that is all that budgets and extensions need. Nothing that was sampled is ever r
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,11 +21,13 @@ import ray
 from envs.tasks import TaskSource
 from reasoner import cluster
 from reasoner.config import Config
+from reasoner.errors import ServerError
 from reasoner.model_source import ModelSource
 from reasoner.types import Completion, SamplingParams, Task
 from rollouts.coalescing import CoalescingSampler
+from rollouts.restarting import RestartingSampler
 from rollouts.sampler import RaySampler
-from rollouts.server import start_server, wait_until_ready
+from rollouts.server import ServerConfig, log_path, log_tail, start_server
 from rollouts.worker import RolloutWorker
 
 IN_FLIGHT_PER_SLOT = 3  # requests under way for each sequence a server decodes at once: it must never run dry
@@ -132,36 +136,69 @@ class LocalGenerator:
 
 @asynccontextmanager
 async def local_generator(
-    config: Config, model: ModelSource, source: TaskSource, template: str, log_dir: Path
+    config: Config,
+    model: ModelSource,
+    source: TaskSource,
+    template: str,
+    log_dir: Path,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[LocalGenerator]:
-    """Servers as `config.server` says, for the block. Raises ServerError when one does not start."""
+    """Servers as `config.server` says, for the block; `tell` gets a line when one is lost and started anew.
+    Raises ServerError when one does not start."""
     with cluster.connected(config.cluster.address):
         server = cluster.server_config(config, model)
-        names = [f"server-{i}" for i in range(config.server.replicas)]
-        servers = {n: start_server(server, name=n, log_dir=log_dir.absolute(), wait=False) for n in names}
+        starters = [
+            partial(_serve, f"server-{i}", server, log_dir.absolute(), config.server.startup_timeout_s)
+            for i in range(config.server.replicas)
+        ]
+        samplers = [RestartingSampler(starter, tell) for starter in starters]
         try:
-            tokenizer = _tokenizer(model)  # a slow import, while the servers start
-            timeout_s = config.server.startup_timeout_s
-            wait_until_ready(servers, log_dir=log_dir.absolute(), timeout_s=timeout_s)
-            samplers = [CoalescingSampler(RaySampler(server)) for server in servers.values()]
-            try:
-                yield LocalGenerator(
-                    samplers,
-                    tokenizer,
-                    source,
-                    template,
-                    cluster.context_tokens(config, model),
-                    IN_FLIGHT_PER_SLOT * config.server.max_num_seqs * len(samplers),
-                    model.end_token_ids,
-                )
-            finally:
-                for sampler in samplers:
-                    await sampler.close()
+            starting = [sampler.start() for sampler in samplers]
+            tokenizer = await asyncio.to_thread(_tokenizer, model)  # a slow import, while the servers start
+            await asyncio.gather(*starting)
+            yield LocalGenerator(
+                samplers,
+                tokenizer,
+                source,
+                template,
+                cluster.context_tokens(config, model),
+                IN_FLIGHT_PER_SLOT * config.server.max_num_seqs * len(samplers),
+                model.end_token_ids,
+            )
         except ray.exceptions.RayError as e:
             raise cluster.unwrap(e) from None
         finally:
-            for actor in servers.values():
-                ray.kill(actor)
+            for sampler in samplers:
+                await sampler.close()
+
+
+class _Server(CoalescingSampler):
+    """A server of ours, which `close` ends."""
+
+    def __init__(self, actor: ray.actor.ActorHandle) -> None:
+        super().__init__(RaySampler(actor))
+        self._actor = actor
+
+    async def close(self) -> None:
+        await super().close()
+        ray.kill(self._actor)
+
+
+async def _serve(name: str, config: ServerConfig, log_dir: Path, timeout_s: float, number: int) -> _Server:
+    """A server that is ready, the number-th in its place: one that replaces a dead one must not repeat its
+    random numbers. Raises ServerError with the last lines of its log when it does not start."""
+    config = replace(config, seed=config.seed + number)
+    actor = start_server(config, name=name, log_dir=log_dir, wait=False)
+    try:
+        await asyncio.wait_for(RaySampler(actor).health(), timeout_s)
+    except BaseException as error:
+        ray.kill(actor)
+        if not isinstance(error, TimeoutError | ServerError):
+            raise
+        what = "is not ready in time" if isinstance(error, TimeoutError) else "did not start"
+        tail = log_tail(log_path(log_dir, name))
+        raise ServerError(f"server {name} {what}; its last lines:\n{tail}") from error
+    return _Server(actor)
 
 
 def _tokenizer(model: ModelSource) -> Any:

@@ -16,6 +16,7 @@ from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.errors import UsageError
 from reasoner.evaluation.budgets import ANSWER_TOKENS, default_force_text, points_of
+from reasoner.evaluation.compare import check_comparable
 from reasoner.evaluation.store import Point
 from reasoner.flops import FlopCounter
 from reasoner.model_source import ModelSource, resolve_model
@@ -102,6 +103,8 @@ def make_plan(config: Config, options: EvalOptions, verifier: Any = None) -> Pla
     tasks = choose_tasks(source, config, options.all_tasks)
     if options.generalisation:
         tasks |= training_splits(config)
+    if options.compare is not None:
+        check_comparable(options.compare, tasks)
     if model is not None:
         config = _with_context(config, model, tasks)
     name = endpoint.model if endpoint else config.model

@@ -145,7 +145,7 @@ async def _generator(plan: Plan, store: EvalStore, say: Callable[[str], None]) -
     say(f"starting vLLM with {plan.name} …")
     logs = plan.directory / "logs"
     config = plan.config.model_copy(update={"seed": _server_seed(plan, store)})
-    async with local_generator(config, plan.model, plan.source, plan.template, logs) as generator:
+    async with local_generator(config, plan.model, plan.source, plan.template, logs, say) as generator:
         yield generator
 
 

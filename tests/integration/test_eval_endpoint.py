@@ -3,15 +3,18 @@
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from click.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ports import free_port
 
 from reasoner.cli import main
 from reasoner.models import embedded_path
@@ -30,9 +33,7 @@ ENVIRONMENT = {
 def url(tmp_path_factory):
     """vLLM's own server with the embedded model, none of our extensions, and its own statistics."""
     log = tmp_path_factory.mktemp("vllm") / "log"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded_path())]
     command += ["--served-model-name", "served", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "512", "--block-size", str(BLOCK), "--generation-config", "vllm"]

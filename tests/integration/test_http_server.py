@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import tiny_model
+from ports import free_port
 from tiny_model import END, MAX_DIFF, P99_DIFF, change_weights, learner_logprobs
 
 from reasoner.errors import ServerError, UsageError
@@ -36,12 +36,6 @@ def documented_command(model, port):
     words = shlex.split(block.replace("\\\n", " ").replace("MODEL_DIR", model).replace("8000", str(port)))
     environment = dict(word.split("=", 1) for word in words[: words.index("python")])
     return environment, [sys.executable, *words[words.index("python") + 1 :]]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,32 @@ def test_what_an_endpoint_does_not_know_is_left_out():
     assert server.requests[-1][1]["max_completion_tokens"] == 8
 
 
+def test_what_many_requests_at_once_are_refused_for_is_left_out_of_all_of_them():
+    def script(number, body):
+        return (400, {}, {"error": "logprobs is not supported"}) if "logprobs" in body else chat("2")
+
+    async def ask_all(url):
+        async with EndpointClient(Endpoint(url, "m")) as client:
+            asked = [client.chat([{"role": "user", "content": "1+1"}], SamplingParams(8)) for _ in range(8)]
+            return await asyncio.gather(*asked)
+
+    with StandIn(script) as server:
+        assert [answer.text for answer in asyncio.run(ask_all(server.url))] == ["2"] * 8
+
+
+def test_a_temperature_that_was_asked_for_is_never_left_out():
+    async def ask_at(url, temperature):
+        async with EndpointClient(Endpoint(url, "m")) as client:
+            message = {"role": "user", "content": "1+1"}
+            return await client.chat([message], SamplingParams(8, temperature=temperature))
+
+    refusal = 400, {}, {"error": "temperature must be 1"}
+    with StandIn(lambda number, body: refusal if "temperature" in body else chat("2")) as server:
+        assert asyncio.run(ask_at(server.url, 1.0)).text == "2"
+        with pytest.raises(UsageError, match="temperature must be 1"):
+            asyncio.run(ask_at(server.url, 0.5))
+
+
 def test_nobody_there_and_the_wrong_name():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -131,7 +157,7 @@ def test_nobody_there_and_the_wrong_name():
         async with EndpointClient(endpoint):
             pass
 
-    with pytest.raises(ServerError, match="no endpoint answers at"):
+    with pytest.raises(UsageError, match="no endpoint answers at"):
         asyncio.run(enter(Endpoint(closed, "m")))
     with StandIn(lambda *_: chat(""), models=("other",)) as server, pytest.raises(UsageError, match="other"):
         asyncio.run(enter(Endpoint(server.url, "m")))

@@ -7,7 +7,7 @@ import pytest
 
 from reasoner.errors import UsageError
 from reasoner.evaluation.checkpoints import exchange_of, models_of, training_flops
-from reasoner.evaluation.compare import compare
+from reasoner.evaluation.compare import check_comparable, compare
 from reasoner.evaluation.costs import Prices, costs_of, flops_of
 from reasoner.evaluation.standard_results import standard_results
 from reasoner.evaluation.store import CHAIN, EvalStore, Grade, Point, Sample
@@ -147,11 +147,11 @@ def test_comparison_is_paired_and_by_the_same_tasks(tmp_path):
     mine = split(sample(A, 0, "2"), sample(B, 0, "3"))
     found = compare([mine], tmp_path / "other", 0)["splits"]["s"]["pass@1"]
     assert found["difference"] == 0.5 and found["problems"] == 2 and found["p_value"] == 1.0
+    check_comparable(tmp_path / "other", {"s": [A], "elsewhere": [B]})
     with pytest.raises(UsageError, match="no evaluation is there"):
-        compare([mine], tmp_path, 0)
-    other = SplitSamples.of("s", [Task("z", "9+9", "18")], [], 1)
+        check_comparable(tmp_path, {"s": [A]})
     with pytest.raises(UsageError, match="no problem in common"):
-        compare([other], tmp_path / "other", 0)
+        check_comparable(tmp_path / "other", {"s": [Task("z", "9+9", "18")]})
 
 
 def test_memorisation_is_a_difference_with_an_interval():
