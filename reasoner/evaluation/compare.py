@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reasoner.errors import UsageError
+from reasoner.errors import ReasonerError, UsageError
 from reasoner.evaluation.store import EvalStore
 from reasoner.evaluation.summary import SplitSamples, problems_of
 from reasoner.scaling import ProblemSamples, paired_comparison
@@ -31,7 +31,11 @@ def check_comparable(directory: Path, tasks: Mapping[str, Sequence[Task]]) -> No
     """Raises UsageError when `directory` is no evaluation, or has no sample of any of these tasks."""
     if not (directory / "samples.sqlite").is_file():
         raise UsageError(f"--compare {directory}: no evaluation is there (no samples.sqlite)")
-    if not any(_problems(directory, split, problems) for split, problems in tasks.items()):
+    try:
+        common = any(_problems(directory, split, problems) for split, problems in tasks.items())
+    except ReasonerError as error:
+        raise UsageError(f"--compare {directory}: {error}") from None
+    if not common:
         raise UsageError(f"--compare {directory}: it has no problem in common with this evaluation")
 
 

@@ -30,7 +30,7 @@ def test_arithmetic_specs():
     ("spec", "message"),
     [
         ("aritmetic", "did you mean 'arithmetic'"),
-        ("zzz", "Known: arithmetic"),
+        ("zzz", "known: arithmetic"),
         ("", "unknown tasks"),
         ("arithmetic:level=2", "no option 'level'"),
         ("arithmetic:levels=two", "cannot read levels='two'"),
