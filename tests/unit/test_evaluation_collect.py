@@ -56,7 +56,8 @@ def test_an_interrupt_keeps_what_finished(tmp_path):
         generate, sampler = generator([tokens(RIGHT)], max_in_flight=1)
         sampler.delay_s = 0.02
         running = asyncio.create_task(collect(tmp_path, generate, 50))
-        await asyncio.sleep(0.3)
+        while len(sampler.requests) < 3:
+            await asyncio.sleep(0.01)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
