@@ -289,6 +289,27 @@ def audit(run: str, verifier: str | None, rollouts: int, out: Path | None) -> No
 
 @command(
     epilog=examples(
+        "reasoner export runs/first --out my-model      # then: vllm serve my-model",
+        "reasoner export runs/first --checkpoint best --out my-model --licence apache-2.0",
+        "reasoner export runs/first/checkpoints/step_000060 --out my-model",
+    )
+)
+@click.argument("source", metavar="RUN|CHECKPOINT")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The new directory.")
+@click.option(
+    "--checkpoint", "which", default="latest", show_default=True, help="Of a run: latest, best, STEP."
+)
+@click.option("--licence", help="Of the weights, for the card. [the base model's, where known]")
+@click.option("--name", default="", help="The model's name on the card. [the directory's]")
+def export(source: str, out: Path, which: str, licence: str | None, name: str) -> None:
+    """Write a plain Hugging Face directory with a model card: for vLLM, transformers and the hub."""
+    from reasoner.export import export as export_model
+
+    click.echo(export_model(source, out, which=which, licence=licence, name=name))
+
+
+@command(
+    epilog=examples(
         "reasoner forecast runs/first",
         "reasoner forecast runs/first --use 0.5 --json forecast.json --svg forecast.svg",
         "reasoner forecast runs/first --target ood/pass@1 --use 1",

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reasoner.charts import Chart
 from reasoner.curves import get
 from reasoner.durable import disk_errors
 from reasoner.eval_charts import METRICS
@@ -160,3 +161,21 @@ def _logarithmic(axis: Axes, label: str, base: int = 10) -> None:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_ylim(0, 1.02)
     axis.set_xlabel(label)
+
+
+def charts_figure(charts: Sequence[Chart]) -> Figure:
+    """Line charts of a run (reasoner.curves) side by side."""
+    figure, axes = _figure(len(charts))
+    for axis, chart in zip(axes, charts, strict=True):
+        for series in chart.series:
+            if series.points:
+                x, y = zip(*series.points, strict=True)
+                axis.plot(
+                    x, y, label=series.label, color=_COLOURS[series.colour], lw=1 if series.thin else 1.8
+                )
+        axis.set_title(chart.title, fontsize=9)
+        axis.set_xlabel("step")
+        if chart.bounds:
+            axis.set_ylim(chart.bounds[0], chart.bounds[1] * 1.02)
+        axis.legend(frameon=False, fontsize=8)
+    return figure
