@@ -11,6 +11,7 @@ Notation: r_i the reward of rollout i, n the scored rollouts of its group, mean/
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -90,13 +91,25 @@ def compute_advantages(
 
     `estimator` is a name of `ESTIMATORS` or a function of the same signature. With `mask_truncated` a rollout
     that was cut off counts as masked: it takes part in no baseline either. Under a group-relative estimator
-    a group with fewer than two scored rollouts is NaN throughout. Raises `UsageError` for an unknown name.
+    a group with fewer than two scored rollouts is NaN throughout. Raises `UsageError` for an unknown name,
+    and for a function that returns other shapes or infinite values.
     """
     rewards = [group_rewards(group, mask_truncated=mask_truncated) for group in groups]
     if estimator in GROUP_RELATIVE:
         rewards = [r if np.isfinite(r).sum() >= MIN_SCORED else np.full_like(r, np.nan) for r in rewards]
-    advantages = find_estimator(estimator)(rewards)
+    advantages = _checked(find_estimator(estimator)(rewards), rewards, estimator)
     return normalise_by_batch(advantages) if batch_normalise else advantages
+
+
+def _checked(advantages: Any, rewards: Rewards, estimator: str | Estimator) -> list[np.ndarray]:
+    """What an estimator returned, in float64; NaN wherever there is no reward, whatever it says of these."""
+    found = [np.asarray(a, dtype=np.float64) for a in advantages]
+    expected, shapes = [r.shape for r in rewards], [a.shape for a in found]
+    if shapes != expected:
+        raise UsageError(f"estimator {estimator} returned arrays of the shapes {shapes}, not {expected}")
+    if any(np.isinf(a).any() for a in found):
+        raise UsageError(f"estimator {estimator} returned infinite advantages")
+    return [np.where(np.isnan(r), np.nan, a) for r, a in zip(rewards, found, strict=True)]
 
 
 def find_estimator(estimator: str | Estimator) -> Estimator:
