@@ -25,6 +25,7 @@ from reasoner.durable import disk_errors, fsync_directory, fsync_file, write_ato
 from reasoner.errors import ReasonerError, UsageError
 
 _NAME = re.compile(r"step_(\d{6,})\Z")
+_RESUMED = re.compile(rb'\{"resumed_from": (\d+)\}\Z')
 _TEMPORARY = ".incomplete_"
 _STATE = Path("trainer/state.json")
 _MANIFEST = Path("trainer/manifest.json")
@@ -180,8 +181,13 @@ class CheckpointStore:
             b"\n"
         ):  # a torn last line; its checkpoint's manifest is appended again
             known = known[: known.rfind(b"\n") + 1]
-        lines = set(known.splitlines())
-        missing = [line for p in self.complete() if (line := _manifest_line(p)) not in lines]
+        lines = known.splitlines()
+        resumes = [(i, int(match[1])) for i, line in enumerate(lines) if (match := _RESUMED.match(line))]
+        missing = []
+        for path in self.complete():  # a step done again may give the same files as what was undone
+            undone = max((i for i, step in resumes if step < _step_of(path)), default=-1)
+            if (line := _manifest_line(path)) not in lines[undone + 1 :]:
+                missing.append(line)
         if missing:
             write_atomically(log, known + b"".join(line + b"\n" for line in missing))
 

@@ -96,6 +96,11 @@ def _resume_point(path: Path, config: Config) -> tuple[Path, int, tuple[str, ...
         raise UsageError(
             "\n".join([f"{path} has no complete checkpoint to resume from: start a new run", *faults])
         )
+    if (checkpoint / "trainer" / "learner.pt").exists():
+        raise UsageError(
+            f"{checkpoint} is of an earlier version, whose optimizer state cannot be read any more: "
+            f"begin a new run with its weights: reasoner train --model {checkpoint}"
+        )
     state = load_state(checkpoint)
     done = state["step"]
     if config.steps <= done:

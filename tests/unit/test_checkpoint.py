@@ -119,6 +119,16 @@ def test_going_back_sets_newer_checkpoints_aside_and_forgets_their_hashes(tmp_pa
     assert [line.get("step") for line in lines] == [1, 2, 3, None, 3, 3], "all that were written"
 
 
+def test_a_step_done_again_with_the_same_files_counts_again(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    store.save(1, weights("a"), {})
+    store.save(2, weights("b"), {})
+    before = store.hashes()
+    store.go_back(1)
+    store.save(2, weights("b"), {})
+    assert store.hashes() == before and list(before) == [1, 2]
+
+
 def test_hashes_lost_in_a_crash_are_restored_from_the_manifests(tmp_path):
     store = CheckpointStore(tmp_path, keep=5)
     store.save(1, weights("a"), {})

@@ -50,6 +50,13 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_message(run):
     assert (run / "checkpoints" / "latest").resolve() == resumed.checkpoint
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused(run):
+    store = CheckpointStore(run, keep=3)
+    store.save(7, lambda directory: (directory / "trainer" / "learner.pt").write_text("pickled"), {})
+    with pytest.raises(UsageError, match="earlier version.* reasoner train --model .*step_000007"):
+        resume(run)
+
+
 def test_no_intact_checkpoint_is_bad_input_and_changes_nothing(run):
     for path in (run / "checkpoints").glob("step_*"):
         (path / "trainer" / "state.json").write_text("{}")
