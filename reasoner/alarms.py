@@ -1,8 +1,8 @@
 """Signs that a run is going wrong, said while it can still be stopped: what was seen, what to try.
 
 Every alarm is a pure function of the steps' metrics (lines of metrics.jsonl) and compares means over windows
-of steps, so that a noisy step raises none. `Alarms` remembers which are on: each is said once, and again only
-after it was off in between. Left out: stopping a run by itself.
+of steps, so that a noisy step raises none; only skipped updates are counted. `Alarms` remembers which are on:
+each is said once, and again only after it was off in between. Left out: stopping a run by itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ENTROPY_RISE = 2.0  # times the entropy it began with: more is a policy that for
 SOLVED = 0.8  # pass rate from which a low entropy is what success looks like
 TRUNCATED_RISE = 0.15  # of the truncated share, since it was lowest
 REWARD_RISE = 0.15  # of the mean reward, since the beginning
+SKIPPED = 3  # steps in a row with skipped updates: once or twice is what skipping is for
 SAME_ACCURACY = 0.02  # of held-out pass@1: less is no gain
 
 
@@ -131,7 +132,26 @@ def reward_without_accuracy(entries: Sequence[Entry]) -> str | None:
     )
 
 
-ALARMS = (collapse, entropy_collapse, entropy_explosion, length_runaway, reward_without_accuracy)
+def skipped_updates(entries: Sequence[Entry]) -> str | None:
+    """Each of the last `SKIPPED` steps left optimizer steps out, since loss or gradient was not finite."""
+    counts = [e["skipped_updates"] for e in entries if e.get("skipped_updates") is not None]
+    if len(counts) <= SKIPPED or np.any(np.diff(counts[-1 - SKIPPED :]) <= 0):
+        return None
+    return (
+        f"each of the last {SKIPPED} steps skipped updates, because loss or gradient was not finite: little "
+        "or nothing is learned. Look at ratio_max, logprob_diff_max and the rewards of these steps; go back "
+        "to a checkpoint with a lower learner.lr, or use learner.dtype float32"
+    )
+
+
+ALARMS = (
+    collapse,
+    entropy_collapse,
+    entropy_explosion,
+    length_runaway,
+    reward_without_accuracy,
+    skipped_updates,
+)
 
 
 def _window_means(entries: Sequence[Entry], *keys: str) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from reasoner.alarms import (
     entropy_explosion,
     length_runaway,
     reward_without_accuracy,
+    skipped_updates,
 )
 
 
@@ -50,6 +51,14 @@ def test_rising_entropy_is_an_alarm_when_the_pass_rate_falls():
     assert message is not None and "from 0.400 to 1.000" in message
     assert entropy_explosion(steps(entropy=rising, pass_rate=ramp(0.5, 0.6))) is None
     assert entropy_explosion(steps(entropy=ramp(0.4, 0.7), pass_rate=ramp(0.5, 0.4))) is None
+
+
+def test_updates_that_are_skipped_step_after_step():
+    assert skipped_updates(steps(skipped_updates=[0, 1, 1, 2, 3])) is None, "two in a row"
+    message = skipped_updates(steps(skipped_updates=[0, None, 1, 3, 4]))
+    assert message is not None and "each of the last 3 steps" in message
+    assert skipped_updates(steps(skipped_updates=[1, 2, 3])) is None, "of the first one nothing is known"
+    assert skipped_updates([]) is None
 
 
 def test_length_that_only_fills_the_budget():
