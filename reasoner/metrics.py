@@ -298,7 +298,10 @@ class MetricsWriter:
     def close(self) -> None:
         self._file.close()
         for tracker in self._trackers:
-            tracker.close()
+            try:
+                tracker.close()
+            except Exception as error:  # as in `_track`: what it had to say is in metrics.jsonl
+                log.warning("tracker %s failed to close: %s", type(tracker).__name__, error)
 
     def __enter__(self) -> MetricsWriter:
         return self

@@ -24,6 +24,7 @@ from reasoner.flops import FlopCounter
 from reasoner.model_source import ModelSource, resolve_model
 from reasoner.plugins import load_function
 from reasoner.redo import last_finished_step
+from reasoner.trackers import check_trackers
 from verifiers import load_verifier
 
 FREE_DISK_GIB = 1.0
@@ -69,6 +70,7 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
     for kind, function in (("estimator", config.learner.estimator), ("loss", config.learner.loss)):
         if ":" in function:
             load_function(kind, function)
+    check_trackers()
     flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
     _check_disk(path, model)
     if resume:

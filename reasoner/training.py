@@ -40,6 +40,7 @@ from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.redo import finished_steps
 from reasoner.run import Run, config_at, config_files, prepare
 from reasoner.telemetry import Telemetry
+from reasoner.trackers import trackers_of
 from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, SyncReport
 from reasoner.update import lr_scale, prepare_update, select_groups
 from rollouts.queue import RolloutQueue
@@ -149,7 +150,9 @@ class Loop:
             self.curriculum = Curriculum.from_dict(config.seed, self.progress.curriculum)
         if run.finished_step > self.progress.step:
             self._redo(run.finished_step)
-        self.metrics = MetricsWriter(run.path, resume_step=self.progress.step if run.resumed else None)
+        resume_step = self.progress.step if run.resumed else None
+        trackers = trackers_of(run.path, config.model_dump(mode="json"), resume_step)
+        self.metrics = MetricsWriter(run.path, trackers, resume_step=resume_step)
         per_server = max(1, config.server.max_num_seqs // config.rollout.group_size)
         replicas = len(config.server.addresses) or config.server.replicas
         self.queue = RolloutQueue(
