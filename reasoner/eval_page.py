@@ -23,7 +23,12 @@ from reasoner.eval_charts import METRICS, STYLE, Line, Plot, Point, accuracy_plo
 from reasoner.eval_samples import explorer, read_samples
 from reasoner.eval_sections import Table, budgets, exchange, sample_figures
 
-_SPLITS = {"held_out": "held-out", "ood": "out of distribution"}
+_SPLITS = {
+    "held_out": "held-out",
+    "ood": "out of distribution",
+    "train_seen": "training problems",
+    "train_fresh": "fresh training problems",
+}
 
 
 def write_eval_page(result: Mapping[str, Any], samples_parquet: Path | None, out: Path) -> Path:
@@ -47,7 +52,11 @@ def write_eval_page(result: Mapping[str, Any], samples_parquet: Path | None, out
         cards=[card for name, split in splits.items() for card in _cards(name, split)],
         splits=[(_name(name), _figures(name, split), _table(split)) for name, split in splits.items()],
         costs=_costs(splits),
-        kinds=[*_kinds(splits), *_comparison(result.get("comparison"))],
+        kinds=[
+            *_kinds(splits),
+            *_comparison(result.get("comparison")),
+            *_generalisation(result.get("generalisation")),
+        ],
         budgets=budgets(result, _name),
         exchange=exchange(result.get("exchange_rate")),
         samples=[(_name(name), sample_figures(ps)) for name, ps in problems.items()],
@@ -130,11 +139,25 @@ def _comparison(comparison: Mapping[str, Any] | None) -> list[tuple[str, Table]]
         for metric, found in metrics.items():
             low, high = found["ci95"]
             difference = f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-            rows.append((metric, _name(name), difference, f"{found['p_value']:.2g}", str(found["problems"])))
+            rows.append((metric, _name(name), difference, f"{found['p_value']:.2g}"))
     if comparison is None or not rows:
         return []
-    head = ("metric", "split", "difference", "p", "problems")
-    return [(f"Against {comparison.get('model') or comparison.get('other')}", Table(head, tuple(rows)))]
+    head = ("metric", "split", "difference", "p")
+    title = f"Against {comparison.get('model') or comparison.get('other')}"
+    return [(title, Table(head, tuple(rows), "Paired, on the problems that both have."))]
+
+
+def _generalisation(found: Mapping[str, Any] | None) -> list[tuple[str, Table]]:
+    """Every split side by side, what was memorised, what was forgotten."""
+    if not found:
+        return []
+    rows = [(f"accuracy, {_name(name)}", _value(value, None)) for name, value in found["accuracy"].items()]
+    seen = found["memorisation"]
+    rows.append(("memorisation: seen minus fresh", _value(seen["difference"], seen["ci95"])))
+    for which, bits in (get(found, "forgetting", "bits_per_byte") or {}).items():
+        rows.append((f"bits a byte, {which} model", f"{bits:.3f}"))
+    note = "Bits a byte are those of the pre-training text: more of them is forgetting."
+    return [("Generalisation, memorisation, forgetting", Table(("", "value"), tuple(rows), note))]
 
 
 def _or_dash(value: float | None) -> str:

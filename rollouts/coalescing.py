@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from reasoner.errors import ServerError
+from reasoner.errors import ServerError, ServerLost
 from reasoner.types import Completion, SamplingParams
 from rollouts.sampler import RaySampler
 
@@ -26,15 +26,21 @@ class CoalescingSampler:
     def __init__(self, sampler: RaySampler) -> None:
         self._sampler = sampler
         self._waiting: list[tuple[list[int], SamplingParams, asyncio.Future[Completion]]] = []
+        self._unanswered: set[asyncio.Future[Completion]] = set()
         self._streams: set[asyncio.Task[None]] = set()
         self._flush: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
         """One completion a prompt, in order. The seed of a lone prompt is used as it is."""
+        if self._closed:
+            raise ServerLost("the server was closed")
         loop = asyncio.get_running_loop()
         futures = []
         for position, prompt in enumerate(prompts):
             future: asyncio.Future[Completion] = loop.create_future()
+            self._unanswered.add(future)
+            future.add_done_callback(self._unanswered.discard)
             self._waiting.append((list(prompt), _own(params, position), future))
             futures.append(future)
         if self._flush is None or self._flush.done():
@@ -42,11 +48,14 @@ class CoalescingSampler:
         return list(await asyncio.gather(*futures))
 
     async def close(self) -> None:
-        """Forgets every call that is still under way."""
+        """Ends every call that is still under way: whoever waits for it gets ServerLost."""
+        self._closed = True
         tasks = [*self._streams, *([self._flush] if self._flush else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for future in [f for f in self._unanswered if not f.done()]:
+            future.set_exception(ServerLost("the server was closed"))
 
     async def _send_soon(self) -> None:
         await asyncio.sleep(WINDOW_S)

@@ -153,11 +153,13 @@ DENIED = re.compile(
     re.IGNORECASE,
 )
 JSON_ANSWER = re.compile(r"[\"'](?:final[_ ])?answer[\"']\s*:\s*[\"']?([^\"'}\n]+)[\"']?", re.IGNORECASE)
-#: A box inside a larger expression is not the answer: an operator, a relation or a function around it.
+#: A box inside a larger expression is not the answer: an operator, a relation or a function around it. A
+#: number multiplies a box that follows it on its line, not one on a line of its own.
 PART_BEFORE = re.compile(
     r"(?:(?<![\d\s]\s)(?:[<>≤≥≠+/]|\\(?:neq?|ge|geq|le|leq|lt|gt|cdot|times|pm|mp|not|neg|lnot)\s*)|"
-    r"(?<=[\d)])|\^\{?|\\(?:sqrt|[xb]?cancel|sout|[hv]?phantom|overline|bar|log|ln|sin|cos|tan|lfloor|"
-    r"lceil|[dt]?frac|(?:[dt]?frac|binom)\s*\{[^{}]*\})\s*(?:\[[^\]]*\])?\s*\{?)\s*\Z"
+    r"(?<=[\d)])(?!\s*\n)|\^\{?|"
+    r"\\(?:sqrt|[xb]?cancel|sout|[hv]?phantom|overline|bar|log|ln|sin|cos|tan|lfloor|lceil|[dt]?frac|"
+    r"(?:[dt]?frac|binom)\s*\{[^{}]*\})\s*(?:\[[^\]]*\])?\s*\{?)\s*\Z"
 )
 PART_AFTER = re.compile(
     r"(?:\^(?!\s*\{?\\circ)|[a-zA-Z](?![a-zA-Z])|!\s*\$|\d|\s*(?:\\cdot|\\times|\+|/)\s*[\w\\]|_)"

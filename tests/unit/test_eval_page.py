@@ -88,6 +88,11 @@ def result(samples):
             "model": "the other",
             "splits": {"held_out": {"pass@1": paired_comparison(problems, problems, 1, 0)}},
         },
+        "generalisation": {
+            "accuracy": {"held_out": 0.5, "train_seen": 0.625, "train_fresh": None},
+            "memorisation": {"difference": 0.125, "ci95": [0.0625, 0.1875]},
+            "forgetting": {"bits_per_byte": {"base": 0.75, "evaluated": 1.25}},
+        },
     }
 
 
@@ -169,7 +174,24 @@ def test_samples_cannot_break_out_of_the_page(tmp_path, result, samples):
     assert text.count("<script") == text.count("</script>") == 2
 
 
-@pytest.mark.parametrize("missing", ["budgets", "exchange_rate", "sampling", "seed", "tasks", "comparison"])
+def test_generalisation_is_shown(tmp_path, result):
+    text = " ".join(Page(written(tmp_path, result, None)).text)
+    for shown in (
+        "training problems",
+        "0.625",
+        "0.125 [0.062, 0.188]",
+        "bits a byte, evaluated model",
+        "1.250",
+    ):
+        assert shown in text
+    forgotten = result["generalisation"] | {"forgetting": None}
+    assert "bits a byte, base" not in written(tmp_path, result | {"generalisation": forgotten}, None)
+
+
+OPTIONAL = ["budgets", "exchange_rate", "sampling", "seed", "tasks", "comparison", "generalisation"]
+
+
+@pytest.mark.parametrize("missing", OPTIONAL)
 def test_missing_pieces_are_left_out(tmp_path, result, missing):
     Page(written(tmp_path, result | {missing: None}, None))
 
