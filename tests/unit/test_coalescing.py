@@ -23,10 +23,7 @@ class Streams:
         for position in list(reversed(range(len(prompts))))[: self.answers]:
             await asyncio.sleep(0)
             ids = np.array(prompts[position], np.int32)
-            yield (
-                position,
-                Completion(ids, np.zeros(len(ids), np.float32), np.zeros(len(ids), np.int32), "stop"),
-            )
+            yield position, Completion(ids, np.zeros(1, np.float32), np.zeros(1, np.int32), "stop")
         if self.end is not None:
             await self.end()
 
@@ -52,9 +49,9 @@ def test_a_stream_that_breaks_is_an_error_for_those_without_an_answer():
     assert isinstance(first, ServerError) and "ended a stream" in str(first)
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.1])
+@pytest.mark.parametrize("after_s", [0.0, 0.001, 0.1])
 def test_nobody_waits_for_a_server_that_was_closed(after_s):
-    """Before the stream has begun, and while it runs."""
+    """Before the call, before its stream has begun, and while that runs."""
 
     async def closed():
         sampler = CoalescingSampler(Streams(answers=0, end=asyncio.Event().wait))
