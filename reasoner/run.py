@@ -103,6 +103,12 @@ def _resume_point(path: Path, config: Config) -> tuple[Path, int, tuple[str, ...
             f"{checkpoint} is of an earlier version, whose optimizer state cannot be read any more: "
             f"begin a new run with its weights: reasoner train --model {checkpoint}"
         )
+    begun_with = load_config(path / "config.toml").model
+    if config.model != begun_with:
+        raise UsageError(
+            f"{path} was begun with the model {begun_with}, not {config.model}: a resumed run keeps its "
+            f"model (if the model's directory has moved, change it in {path / 'config.toml'})"
+        )
     state = load_state(checkpoint)
     done = state["step"]
     if config.steps <= done:

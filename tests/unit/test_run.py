@@ -57,6 +57,14 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(run):
         resume(run)
 
 
+def test_a_resumed_run_keeps_its_model(run):
+    other = str(run / "checkpoints" / "step_000002")
+    before = (run / "config.toml").read_text()
+    with pytest.raises(UsageError, match="begun with the model embedded, not .*step_000002: a resumed"):
+        resume(run, model=other)
+    assert (run / "config.toml").read_text() == before
+
+
 def test_no_intact_checkpoint_is_bad_input_and_changes_nothing(run):
     for path in (run / "checkpoints").glob("step_*"):
         (path / "trainer" / "state.json").write_text("{}")
