@@ -13,7 +13,8 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from reasoner.durable import write_atomically
 from reasoner.errors import ReasonerError
 
 FILE = "fingerprints.jsonl"
-PACKAGES = ("torch", "transformers", "numpy", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "numpy", "safetensors")
 #: Settings of the libraries that choose other kernels on the same processor.
 ENVIRONMENT = (
     "ATEN_CPU_CAPABILITY",
@@ -67,6 +68,7 @@ def fingerprint(learner: Any) -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
         "code": code_hash(),
+        "loss_code": source_hash(learner.loss_fn),
     }
 
 
@@ -74,6 +76,12 @@ def code_hash() -> str:
     """sha256 over the source of the modules an update goes through."""
     folder = Path(__file__).parent
     return hashlib.sha256(b"\0".join((folder / f"{name}.py").read_bytes() for name in CODE)).hexdigest()
+
+
+def source_hash(function: Callable[..., Any]) -> str | None:
+    """sha256 over the file that a function, of the user's perhaps, comes from; None if it has none."""
+    file = getattr(sys.modules.get(function.__module__), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
 def differences(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, list[Any]]:
