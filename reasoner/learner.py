@@ -289,8 +289,9 @@ class Learner:
         if self.reference is not None:
             with torch.no_grad():
                 reference_logprobs, _ = self.reference(batch)
-            kl = kl_to_reference(logprobs, reference_logprobs, tensors.loss_weight)
-            loss = loss + self.config.kl_coef * kl
+            kl = kl_to_reference(logprobs, reference_logprobs)  # (n,)
+            loss = loss + self.config.kl_coef * (tensors.loss_weight * kl).sum()
+            stats = {**stats, "kl_reference": kl.detach()[tensors.action_mask].sum()}
         loss.backward()
         mask = batch.action_mask
         tally.add(index[mask], logprobs.detach().cpu().numpy()[mask], float(entropy.sum()), stats)

@@ -117,14 +117,14 @@ def find_loss(loss: str | LossFn) -> LossFn:
     return LOSSES[loss]
 
 
-def kl_to_reference(logprobs: Tensor, reference_logprobs: Tensor, loss_weight: Tensor) -> Tensor:
-    """sum(loss_weight * k3), k3 = pi_ref / pi_theta - log(pi_ref / pi_theta) - 1 (GRPO, arXiv 2402.03300
-    eq. 4; J. Schulman, "Approximating KL divergence", 2020): never negative, unbiased on policy.
+def kl_to_reference(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
+    """(N,) k3 = pi_ref / pi_theta - log(pi_ref / pi_theta) - 1 of each token (GRPO, arXiv 2402.03300 eq. 4;
+    J. Schulman, "Approximating KL divergence", 2020): never negative, unbiased on policy.
 
-    logprobs, reference_logprobs, loss_weight: (N,). Stale tokens are not reweighted.
+    logprobs, reference_logprobs: (N,). Stale tokens are not reweighted.
     """
     log_ratio = reference_logprobs - logprobs
-    return (loss_weight * (torch.expm1(log_ratio) - log_ratio)).sum()
+    return torch.expm1(log_ratio) - log_ratio
 
 
 def _clipped_and_corrected(

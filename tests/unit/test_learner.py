@@ -239,15 +239,16 @@ def test_kl_to_the_reference_holds_the_policy_back(model_dir):
     batch = on_policy_batch(model_dir)
     still = replace(batch, advantages=np.zeros_like(batch.advantages))
     at_reference = learner(model_dir, kl_coef=3.0).update(still).metrics
-    assert at_reference["grad_norm"] == pytest.approx(0, abs=1e-5)
-    distance = {}
+    assert at_reference["grad_norm"] == at_reference["kl_reference"] == pytest.approx(0, abs=1e-5)
+    distance, kl = {}, {}
     for kl_coef in (0.0, 30.0):
         trained = learner(model_dir, lr=1e-3, kl_coef=kl_coef)
         for _ in range(20):
-            trained.update(batch)
+            kl[kl_coef] = trained.update(batch).metrics.get("kl_reference")
         met = np.concatenate(trained.score(token_ids()))
         distance[kl_coef] = np.abs(met - batch.behaviour_logprobs)[batch.action_mask].mean()
     assert distance[30.0] < 0.5 * distance[0.0]
+    assert kl[30.0] > 0 and kl[0.0] is None
 
 
 def test_bfloat16_computes_in_bf16_and_keeps_fp32_weights(model_dir):
