@@ -66,7 +66,10 @@ class ScriptedLearner(cluster.LearnerActor):
 
 
 def write_tasks(path: Path, count: int) -> Path:
-    tasks = [{"id": f"t{i}", "prompt": f"{i}+{i}=", "reference": str(2 * i)} for i in range(count)]
+    tasks = [
+        {"id": f"t{i}", "prompt": f"{i}+{i}=", "reference": str(2 * i), "family": "abc"[i % 3]}
+        for i in range(count)
+    ]
     path.write_text("".join(json.dumps(task) + "\n" for task in tasks))
     return path
 

@@ -50,7 +50,7 @@ def config(folder: Path, name: str, steps: int) -> Config:
             "runs_dir": str(folder),
             "name": name,
             "steps": steps,
-            "tasks": {"source": str(folder / "tasks.jsonl")},
+            "tasks": {"source": str(folder / "tasks.jsonl"), "curriculum": "adaptive"},
             "verifier": {"name": "scripted_run:even"},
             "rollout": {"groups_per_step": 4, "group_size": 4, "max_tokens": 16},
             "learner": {"threads": 1, "decay": "none", "zero_variance": "top_up", "minibatches": 2},
@@ -87,4 +87,6 @@ def test_the_uninterrupted_run_exercises_what_a_resume_must_restore(whole):
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert lines[2]["filtered_groups"] > 0, "groups of the undone step were replaced by others"
     assert all(line["grad_norm"] > 0 for line in lines)
-    assert load_state(CheckpointStore(whole).latest())["retired"], "tasks were retired"
+    state = load_state(CheckpointStore(whole).latest())
+    assert state["retired"], "tasks were retired"
+    assert len(state["curriculum"]) == 3, "the curriculum knows all families"
