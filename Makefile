@@ -78,6 +78,7 @@ bench: bench-quick bench-verifier ## every benchmark that ends within the hour
 	$(PY) -m benchmarks.learner_memory
 	$(PY) -m benchmarks.learner_gemm
 	$(PY) -m benchmarks.evaluation
+	$(PY) -m benchmarks.view
 	$(PY) -m benchmarks.control_plane
 	$(PY) -m benchmarks.async_mode
 

@@ -289,7 +289,7 @@ def audit(run: str, verifier: str | None, rollouts: int, out: Path | None) -> No
 
 @command(
     epilog=examples(
-        "reasoner export runs/first --out my-model      # then: vllm serve my-model",
+        "reasoner export runs/first --out my-model      # its card says how to serve it",
         "reasoner export runs/first --checkpoint best --out my-model --licence apache-2.0",
         "reasoner export runs/first/checkpoints/step_000060 --out my-model",
     )

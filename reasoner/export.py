@@ -117,6 +117,7 @@ def write_card(
         steps=step,
         verifier=config.verifier.name,
         directory=name,
+        dtype=config.server.dtype,
         prompt=None if prompt is None else json.dumps(prompt, ensure_ascii=False),
         chat=chat,
         request=json.dumps(request).replace("'", "'\\''"),

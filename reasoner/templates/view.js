@@ -315,8 +315,10 @@ async function draw() {
   }
   if (mine !== drawn) return;
   const focused = document.activeElement?.getAttribute?.("name");
+  const row = document.activeElement?.matches?.("a.row") ? document.activeElement.getAttribute("href") : null;
   main.replaceChildren(...parts.flat(Infinity).filter(Boolean));
   if (focused) main.querySelector(`[name="${focused}"]`)?.focus({ preventScroll: true });
+  if (row) main.querySelector(`a.row[href="${CSS.escape(row)}"]`)?.focus({ preventScroll: true });
   document.title = `${run?.name ?? "reasoner"}: ${view}`;
   main.dataset.view = view;
   main.dataset.ready = String(mine);

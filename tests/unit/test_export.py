@@ -50,7 +50,7 @@ def test_a_run_becomes_a_plain_model_directory_with_a_card(run, tmp_path):
         "license: apache-2.0",
         "# my-model",
         "after 3 steps",
-        "vllm serve my-model",
+        "vllm serve my-model --dtype float32",
         # Wilson, 95 %, 75 of 100 problems
         "| held_out | 100 × 2 | 0.250 | 0.750 | 0.657 to 0.825 | 20.0 |",
         "| sum | 2 | 0.500 |",
