@@ -8,6 +8,7 @@ fingerprint is the recorded one, everything must agree bit for bit; elsewhere wi
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -191,10 +192,11 @@ class Recomputation:
         self._judge(step, name, f"{name} {where}", float(np.nan_to_num(gap, nan=np.inf).max()))
 
     def _compare_norm(self, step: int, found: float) -> None:
-        recorded = self._metrics[step].get("grad_norm")
-        if recorded is None or recorded == found:
+        recorded = self._metrics[step].get("grad_norm")  # None: it was not finite
+        if recorded is None and not math.isfinite(found) or recorded == found:
             return
-        self._judge(step, "grad_norm", "grad_norm", abs(found - recorded) / max(abs(recorded), 1e-12))
+        gap = math.inf if recorded is None else abs(found - recorded) / max(abs(recorded), 1e-12)
+        self._judge(step, "grad_norm", "grad_norm", gap)
 
     def _judge(self, step: int, name: str, tensor: str, difference: float) -> None:
         """A value that is not the recorded one, bit for bit."""

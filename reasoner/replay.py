@@ -125,6 +125,8 @@ def _last_step(run: Path, recorded: Sequence[int], start: int, stop: int | None)
     end = last if stop is None else stop
     if not 0 <= start < end:
         raise UsageError(f"--from {start}: nothing is left to replay up to step {end}")
+    if missing := set(range(start + 1, end + 1)) - set(recorded):
+        raise UsageError(f"{run}/metrics.jsonl has no line of step {min(missing)}: it is incomplete")
     return end
 
 

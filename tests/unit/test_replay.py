@@ -267,6 +267,27 @@ def test_bad_input_is_refused(run, options, message):
         replay(run, **options)
 
 
+def change_metrics(run: Path, change) -> None:
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+
+
+def test_a_norm_that_was_not_finite_is_no_finite_one(run):
+    change_metrics(
+        run, lambda lines: [line | {"grad_norm": None} if line["step"] == 3 else line for line in lines]
+    )
+    result = replay(run)
+    assert (result.updates.first.step, result.updates.first.tensor) == (3, "grad_norm")
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_incomplete_metrics_are_refused(run):
+    change_metrics(run, lambda lines: [line for line in lines if line["step"] != 2])
+    with pytest.raises(UsageError, match=r"metrics\.jsonl has no line of step 2"):
+        replay(run)
+
+
 def test_an_incomplete_journal_is_refused(run):
     step_path(run, 2).unlink()
     with pytest.raises(UsageError, match="0 of the 12 rollouts of step 2"):
