@@ -20,7 +20,7 @@ def load_function(kind: str, spec: str) -> Callable[..., Any]:
     if not home or not attribute:
         raise UsageError(f"{kind} {spec!r}: expected 'module:function' or 'path/to/file.py:function'")
     try:
-        found: Any = _import_file(Path(home)) if home.endswith(".py") else _import_module(home)
+        found: Any = import_file(Path(home)) if home.endswith(".py") else import_module(home)
     except UsageError:
         raise
     except (Exception, SystemExit) as error:  # foreign code at import
@@ -47,15 +47,21 @@ def function_name(kind: str, function: Callable[..., Any]) -> str:
     return f"{module}:{name}"
 
 
-def _import_module(name: str) -> Any:
+def import_module(name: str) -> Any:
+    """The module `name`, which may lie in the current directory: at the end of the path, since what else
+    lies there (a verifiers.py) is nobody else's."""
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     return importlib.import_module(name)
 
 
-def _import_file(path: Path) -> Any:
+def import_file(path: Path) -> Any:
+    """The module in the file `path`, which may import its neighbours. Raises `UsageError` without one."""
     if not path.is_file():
         raise UsageError(f"no such file: {path}")
+    home = str(path.resolve().parent)
+    if home not in sys.path:
+        sys.path.append(home)
     name = f"reasoner_plugin_{path.stem}"  # the stem alone may be the name of a library
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

@@ -7,22 +7,21 @@ nothing here catches time or memory, and a plug-in may be written as if nothing 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
-import os
-import sys
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from reasoner.errors import UsageError
+from reasoner.plugins import import_file, import_module
 from reasoner.types import Task, Verdict
 
 #: What a plug-in may return for one completion.
 Outcome = bool | float | Verdict | None
+EXPECTED = "expected 'module:attribute' or 'path/to/file.py:attribute'"
 ENTRY_POINT_GROUP = "reasoner.verifiers"
 #: Our own verifiers by name.
 BUILT_IN = {
@@ -71,7 +70,8 @@ def to_verdict(outcome: Any, correct_from: float = 1.0) -> Verdict:
     if outcome is None:
         return Verdict("masked", None, None, "the verifier returned None")
     if isinstance(outcome, Verdict):
-        return outcome
+        scored = outcome if outcome.reward is None else to_verdict(outcome.reward)
+        return scored if scored.reward is None else replace(outcome, reward=scored.reward)
     if hasattr(outcome, "item") and getattr(outcome, "shape", None) in ((), (1,)):
         outcome = outcome.item()  # a numpy or torch scalar
     if isinstance(outcome, (bool, int, float)):
@@ -82,6 +82,14 @@ def to_verdict(outcome: Any, correct_from: float = 1.0) -> Verdict:
         return make(reward=reward)
     shown = repr(outcome)[:80]
     return Verdict.error(f"the verifier returned {shown}: expected bool, float, Verdict or None")
+
+
+def one_each(outcomes: Any, expected: int, correct_from: float = 1.0) -> list[Verdict]:
+    """The verdicts of a whole group, or as many errors when there is not one outcome for each completion."""
+    if not hasattr(outcomes, "__len__") or isinstance(outcomes, (str, bytes)) or len(outcomes) != expected:
+        shown = repr(outcomes)[:80]
+        return [Verdict.error(f"expected {expected} outcomes, the verifier returned {shown}")] * expected
+    return [to_verdict(outcome, correct_from) for outcome in outcomes]
 
 
 def describe_exception(error: BaseException) -> str:
@@ -111,8 +119,7 @@ class CallableVerifier(Verifier):
         ):
             if hasattr(function, declared):
                 setattr(self, declared, getattr(function, declared))
-        call = function if inspect.isroutine(function) else type(function).__call__
-        self.is_async = inspect.iscoroutinefunction(call)
+        self.is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
         if hasattr(function, "answer_key"):
             self.answer_key = function.answer_key  # type: ignore[method-assign]
         if hasattr(function, "candidates"):
@@ -131,20 +138,10 @@ class CallableVerifier(Verifier):
             outcomes = self._function(list(completions), task)
             if inspect.isawaitable(outcomes):
                 outcomes = asyncio.run(_wait(outcomes))
-            return self._one_each(outcomes, len(completions))
+            return one_each(outcomes, len(completions), self.correct_from)
         if self.is_async:
             return asyncio.run(self._gather(completions, task))
         return super().verify_group(completions, task)
-
-    def _one_each(self, outcomes: Any, expected: int) -> list[Verdict]:
-        if (
-            not hasattr(outcomes, "__len__")
-            or isinstance(outcomes, (str, bytes))
-            or len(outcomes) != expected
-        ):
-            shown = repr(outcomes)[:80]
-            return [Verdict.error(f"expected {expected} outcomes, the verifier returned {shown}")] * expected
-        return [to_verdict(outcome, self.correct_from) for outcome in outcomes]
 
     async def _gather(self, completions: Sequence[str], task: Task) -> list[Verdict]:
         async def one(completion: str) -> Verdict:
@@ -177,14 +174,15 @@ def load_verifier(spec: str | Callable[..., Any] | Verifier) -> Verifier:
     if inspect.isclass(found):
         try:
             found = found()
-        except TypeError as error:
+        except Exception as error:  # foreign code
             raise UsageError(
-                f"verifier class {found.__name__!r} must be constructible without arguments: {error}"
+                f"verifier class {found.__name__!r} must be constructible without arguments: "
+                f"{describe_exception(error)}"
             ) from error
-    if isinstance(found, Verifier):
+    if isinstance(found, Verifier) and not inspect.iscoroutinefunction(found.verify):
         return _checked(found)
     if not callable(found) and callable(getattr(found, "verify", None)):
-        found = _as_function(found)
+        name, found = name or type(found).__name__, _as_function(found)
     if not callable(found):
         raise UsageError(
             f"verifier {spec!r} is a {type(found).__name__}: expected a function, class or Verifier"
@@ -193,16 +191,20 @@ def load_verifier(spec: str | Callable[..., Any] | Verifier) -> Verifier:
 
 
 def _as_function(instance: Any) -> Callable[..., Any]:
-    """An object with a `verify` method but another base class, as a callable with its declarations."""
+    """An object whose `verify` is not that of a `Verifier`, as a callable with its declarations."""
 
     class Duck:
-        def __call__(self, completion: str, task: Task) -> Outcome:
+        def __call__(self, completion: str, task: Task) -> Any:
             return instance.verify(completion, task)
 
         def __getattr__(self, attribute: str) -> Any:
             return getattr(instance, attribute)
 
-    return Duck()
+    class AsyncDuck(Duck):
+        async def __call__(self, completion: str, task: Task) -> Any:
+            return await instance.verify(completion, task)
+
+    return AsyncDuck() if inspect.iscoroutinefunction(instance.verify) else Duck()
 
 
 def _checked(verifier: Verifier) -> Verifier:
@@ -214,6 +216,10 @@ def _checked(verifier: Verifier) -> Verifier:
         raise UsageError(
             f"verifier {verifier.name!r}: memory_mib must be an int >= 16, got {verifier.memory_mib!r}"
         )
+    if not isinstance(verifier.correct_from, (int, float)):
+        raise UsageError(
+            f"verifier {verifier.name!r}: correct_from must be a number, got {verifier.correct_from!r}"
+        )
     return verifier
 
 
@@ -223,11 +229,13 @@ def _find(spec: str) -> Any:
         from verifiers.http import HttpVerifier
 
         return HttpVerifier(spec)
+    if spec.endswith(".py"):
+        raise UsageError(f"verifier {spec!r}: which function or class of that file? {spec}:NAME")
     if ":" not in spec:
         return _entry_point(spec)
     home, _, attribute = spec.rpartition(":")
     if not home or not attribute:
-        raise UsageError(f"verifier {spec!r}: expected 'math' or 'module:attribute'")
+        raise UsageError(f"verifier {spec!r}: {EXPECTED}")
     found: Any = _import(spec, home)
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -242,7 +250,7 @@ def _entry_point(name: str) -> Any:
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name not in points:
         known = ", ".join([*BUILT_IN, *sorted(points)])
-        raise UsageError(f"unknown verifier {name!r}: expected one of {known}, or 'module:attribute'")
+        raise UsageError(f"unknown verifier {name!r}: neither one of {known}, nor a URL; {EXPECTED}")
     try:
         return points[name].load()
     except Exception as error:  # foreign code at import
@@ -251,21 +259,8 @@ def _entry_point(name: str) -> Any:
 
 def _import(spec: str, home: str) -> Any:
     try:
-        if home.endswith(".py"):
-            return _import_file(Path(home))
-        if os.getcwd() not in sys.path and "" not in sys.path:
-            sys.path.insert(0, os.getcwd())
-        return importlib.import_module(home)
+        return import_file(Path(home)) if home.endswith(".py") else import_module(home)
+    except UsageError as error:
+        raise UsageError(f"verifier {spec!r}: {error}") from error
     except (Exception, SystemExit) as error:  # foreign code at import
         raise UsageError(f"verifier {spec!r} cannot be imported: {describe_exception(error)}") from error
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[path.stem] = module
-    module_spec.loader.exec_module(module)
-    return module

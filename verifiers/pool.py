@@ -66,7 +66,7 @@ class _Process:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         path = json.dumps([p or os.getcwd() for p in sys.path])
         self.popen = subprocess.Popen(
-            [sys.executable, "-c", _BOOT, str(theirs.fileno()), path],
+            [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), path],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
@@ -98,7 +98,7 @@ class _Process:
             return
         answer = self.receive(START_TIMEOUT_S)
         if answer is None or answer[0] != "ready":
-            reason = answer[2].detail if answer else f"no answer ({self.end()})"
+            reason = answer[2].detail if answer else f"no answer (exit code {self.end()[0]})"
             self.kill()
             raise WorkerStartError(f"the verifier process did not start: {reason}")
         self._starting = False

@@ -22,10 +22,18 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from reasoner.types import Task, Verdict
-from verifiers.base import CallableVerifier, Verifier, describe_exception, load_verifier
+from verifiers.base import (
+    CallableVerifier,
+    Verifier,
+    describe_exception,
+    load_verifier,
+    one_each,
+    to_verdict,
+)
 
 PR_SET_PDEATHSIG = 1
 MIB = 1 << 20
+ASYNC_GRACE_S = 0.5
 RECYCLE_ITEMS = 50_000
 RECYCLE_GROWTH_MIB = 512
 
@@ -87,7 +95,9 @@ class Worker:
     """Answers groups with one verifier until the socket closes or it is time to be recycled."""
 
     def __init__(self, connection: Connection, verifier: Verifier, timeout_s: float) -> None:
-        self.connection, self.verifier, self.timeout_s = connection, verifier, timeout_s
+        self.connection, self.verifier, self.kill_after_s = connection, verifier, timeout_s
+        if getattr(verifier, "is_async", False):  # its calls end one by one, each at its own deadline
+            verifier.timeout_s, self.kill_after_s = timeout_s, timeout_s + ASYNC_GRACE_S
         self._emitter = Emitter(connection.fileno())
         self.builtin = type(verifier).__module__.startswith("verifiers.") and not isinstance(
             verifier, CallableVerifier
@@ -129,7 +139,7 @@ class Worker:
 
     def guarded(self, call: Any) -> Any:
         """The result of `call()` under the deadline, or the error `Verdict`; never an exception."""
-        signal.setitimer(signal.ITIMER_REAL, self.timeout_s)
+        signal.setitimer(signal.ITIMER_REAL, self.kill_after_s)
         try:
             return call()
         except MemoryError:
@@ -150,23 +160,19 @@ class Worker:
 
     def group(self, completions: list[str], task: Any) -> None:
         """One call for all completions of one task (a list of tasks: one call each)."""
-        begun = time.perf_counter()
         if isinstance(task, Task):
-            verdicts = self.guarded(lambda: self.verifier.verify_group(completions, task))
-            if isinstance(verdicts, Verdict):
-                verdicts = [verdicts] * len(completions)
-        else:
-            for index, (completion, own) in enumerate(zip(completions, task, strict=True)):
-                begun = time.perf_counter()
-                verdict = self.guarded(lambda c=completion, t=own: self.verifier.verify_group([c], t))
-                verdict = verdict if isinstance(verdict, Verdict) else verdict[0]
-                self.send("verdict", index, verdict, time.perf_counter() - begun)
-            return
-        if len(verdicts) != len(completions):
-            wrong = f"{len(verdicts)} verdicts for {len(completions)} completions"
-            verdicts = [Verdict.error(f"the verifier returned {wrong}")] * len(completions)
-        seconds = (time.perf_counter() - begun) / max(1, len(completions))
-        for index, verdict in enumerate(verdicts):
+            return self.call_group(0, completions, task)
+        for index, (completion, own) in enumerate(zip(completions, task, strict=True)):
+            self.call_group(index, [completion], own)
+
+    def call_group(self, first: int, completions: list[str], task: Task) -> None:
+        """One call for the completions of one task, the first of which is number `first` of the message."""
+        begun, count, threshold = time.perf_counter(), len(completions), self.verifier.correct_from
+        verify = self.verifier.verify_group
+        found = self.guarded(lambda: one_each(verify(completions, task), count, threshold))
+        verdicts = [found] * count if isinstance(found, Verdict) else found
+        seconds = (time.perf_counter() - begun) / max(1, count)
+        for index, verdict in enumerate(verdicts, first):
             self.send("verdict", index, verdict, seconds)
 
     def texts(self, kind: str, completions: list[str], task: Any) -> None:
@@ -180,9 +186,8 @@ class Worker:
     def candidates(self, completion: str, task: Task) -> str:
         return json.dumps([str(answer) for answer in self.verifier.candidates(completion)])
 
-    def send(self, kind: str, index: int, verdict: Any, seconds: float) -> None:
-        if not isinstance(verdict, Verdict):
-            verdict = Verdict.error(f"the verifier returned {type(verdict).__name__}: expected a Verdict")
+    def send(self, kind: str, index: int, outcome: Any, seconds: float) -> None:
+        verdict = to_verdict(outcome, self.verifier.correct_from)
         timed = Verdict(
             verdict.status,
             verdict.reward,

@@ -21,6 +21,7 @@ from reasoner.types import Task, Verdict
 from verifiers import VerifierPool
 from verifiers.adapters import for_trl, for_verl, from_trl, from_verl
 from verifiers.audit import validate
+from verifiers.base import Verifier
 from verifiers.corpora import NAMES, load_corpus
 from verifiers.math import MathVerifier
 
@@ -82,6 +83,42 @@ def misbehave(completion: str, task: Task):
     if completion == "mask":
         return None
     return completion == "84"
+
+
+async def judge(completion: str, task: Task) -> bool:
+    await asyncio.sleep(60 if completion == "late" else 0)
+    return completion == "84"
+
+
+def test_async_calls_have_deadlines_of_their_own() -> None:
+    with VerifierPool(judge, timeout_s=0.3) as pool:
+        found = pool.verify_group(["84", "late", "85"], TASK)
+    assert [v.status for v in found] == ["correct", "error", "wrong"]
+    assert found[1].detail == "the verifier did not answer within 0.3 s"
+
+
+class Whole(Verifier):
+    """A group verifier that returns what the first completion says."""
+
+    def verify_group(self, completions, task):
+        return {"none": None, "short": [], "bools": [c == "84" for c in completions]}[completions[0]]
+
+
+def test_what_a_group_verifier_returns_is_checked() -> None:
+    with VerifierPool(Whole()) as pool:
+        (pid,) = pool.pids
+        for nonsense in ("none", "short"):
+            found = pool.verify_group([nonsense, "84"], TASK)
+            assert [v.status for v in found] == ["error"] * 2 and "expected 2 outcomes" in found[0].detail
+        assert [v.reward for v in pool.verify_group(["bools", "84"], TASK)] == [0.0, 1.0]
+        assert pool.pids == [pid]  # nothing died of it
+
+
+def test_files_beside_the_user_are_not_imported_for_the_standard_library(tmp_path, monkeypatch) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('not the one you want')\n")
+    monkeypatch.chdir(tmp_path)
+    with VerifierPool("math") as pool:
+        assert pool.verify_group(["84"], TASK)[0].is_correct
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("reasoner", "verifiers", "envs", "rollouts")
-SHARED = {"reasoner.types", "reasoner.errors"}
+SHARED = {"reasoner.types", "reasoner.errors", "reasoner.plugins"}
 HEAVY = ("torch", "ray", "vllm", "transformers")
 # What the modules of a package may import of ours beside SHARED.
 ALLOWED = {

@@ -26,6 +26,9 @@ TASK = Task("t", "1 + 1", "2")
         (np.float32(1.0), "correct", 1.0),
         (None, "masked", None),
         (Verdict.unparsed("?"), "unparsed", 0.0),
+        (Verdict.correct(reward=math.nan), "error", None),
+        (Verdict.correct(reward="1"), "error", None),  # type: ignore[arg-type]
+        (Verdict.correct(reward=np.float32(0.5)), "correct", 0.5),  # type: ignore[arg-type]
         (math.nan, "error", None),
         (math.inf, "error", None),
         ("yes", "error", None),
@@ -70,7 +73,12 @@ class Own(Verifier):
         return Verdict.correct(completion)
 
 
-@pytest.mark.parametrize("spec", [exact, slowly, Exact, Exact(), lambda c, t: c == t.references[0]])
+class Judge(Verifier):
+    async def verify(self, completion: str, task: Task) -> bool:  # type: ignore[override]
+        return completion == task.references[0]
+
+
+@pytest.mark.parametrize("spec", [exact, slowly, Exact, Exact(), Judge, lambda c, t: c == t.references[0]])
 def test_callables_are_verifiers(spec) -> None:
     verifier = load_verifier(spec)
     assert [v.status for v in verifier.verify_group(["2", "3"], TASK)] == ["correct", "wrong"]
@@ -118,14 +126,34 @@ def test_specs_by_name(tmp_path, monkeypatch) -> None:
     sys.modules.pop("my_rewards", None)
 
 
+def test_a_file_may_import_its_neighbours_and_be_called_anything(tmp_path) -> None:
+    (tmp_path / "a_neighbour.py").write_text("right = 2\n")
+    (tmp_path / "math.py").write_text(
+        "import a_neighbour\ndef exact(c, t):\n    return c == str(a_neighbour.right)\n"
+    )
+    assert load_verifier(f"{tmp_path}/math.py:exact").verify("2", TASK).is_correct
+    assert sys.modules["math"] is math
+    sys.path.remove(str(tmp_path))
+
+
+def test_a_class_whose_constructor_raises_is_one_clear_message() -> None:
+    class Keyless:
+        def __init__(self) -> None:
+            raise RuntimeError("no key")
+
+    with pytest.raises(UsageError, match="constructible without arguments: RuntimeError: no key"):
+        load_verifier(Keyless)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("maths", "unknown verifier 'maths': expected one of math"),
+        ("maths", "unknown verifier 'maths': neither one of math"),
         ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
         ("json:no_such", "has no attribute 'no_such'"),
         ("json:__name__", "expected a function, class or Verifier"),
-        (":f", "expected 'math' or 'module:attribute'"),
+        (":f", "expected 'module:attribute' or"),
+        ("mine.py", "which function or class of that file"),
         ("missing.py:f", "no such file"),
         (3, "expected a function, class or Verifier"),
     ],
