@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from envs.base import TextEnv
 from envs.specs import members, nearest, read_spec
 from reasoner.errors import UsageError
+from reasoner.plugins import import_module
 from reasoner.types import Task
 from verifiers.base import BUILT_IN
 
@@ -295,10 +295,10 @@ def _load_one(text: str, seed: int) -> TaskSource:
 
 
 def _imported(module: str, attribute: str, spec: str, seed: int) -> TaskSource:
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    if module.endswith(".py"):  # workers import an environment by name
+        raise UsageError(f"tasks {spec!r}: name the module, {module.removesuffix('.py')}:{attribute}")
     try:
-        home = importlib.import_module(module)
+        home = import_module(module)
     except (Exception, SystemExit) as error:  # foreign code at import
         raise UsageError(f"cannot import the tasks {spec!r}: {type(error).__name__}: {error}") from error
     if not hasattr(home, attribute):
