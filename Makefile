@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench-verifier bench bench-long clean
+.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench-verifier bench-estimators bench bench-long clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -72,7 +72,10 @@ bench-quick: install ## the ratios against vLLM, TRL and memory copies, in minut
 bench-verifier: install ## accuracy, speed and tail latency of the verifier
 	$(PY) -m benchmarks.verifier $(ARGS)
 
-bench: bench-quick bench-verifier ## every benchmark that ends within the hour
+bench-estimators: install ## pass@k, maj@k and the others for 10,000 problems × 1,024 samples
+	$(PY) -m benchmarks.estimators $(ARGS)
+
+bench: bench-quick bench-verifier bench-estimators ## every benchmark that ends within the hour
 	$(PY) -m benchmarks.trl_learner
 	$(PY) -m benchmarks.trl_step --pairs 5
 	$(PY) -m benchmarks.learner_memory
