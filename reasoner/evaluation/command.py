@@ -32,6 +32,8 @@ def run(json_path: Path | None, **given: Any) -> None:
     """The command. Raises UsageError with one message for options that do not go together."""
     if json_path and not json_path.absolute().parent.is_dir():
         raise UsageError(f"--json {json_path}: there is no directory {json_path.absolute().parent}")
+    if json_path and json_path.is_dir():
+        raise UsageError(f"--json {json_path} is a directory: name a file")
     options = _options(given)
     config = _config(given, options.endpoint)
     click.echo(f"tasks {config.tasks.source}, verifier {config.verifier.name}", err=True)

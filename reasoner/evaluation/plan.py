@@ -55,6 +55,8 @@ class EvalOptions:
             raise UsageError(f"a budget must be at least 1 token, got {min(self.budgets)}")
         if self.extend is not None and not self.extend:
             raise UsageError("--extend needs a text, such as --extend Wait")
+        if self.generalisation and self.checkpoints is not None:
+            raise UsageError("--generalisation is of one checkpoint: leave out --checkpoints")
         if self.force_text is not None and not self.budgets:
             raise UsageError("--force-text is what makes the model answer at a budget: give --budgets too")
         if self.extend_times < 1:

@@ -38,6 +38,8 @@ def refused(*arguments):
         (["embedded", "--tasks", "nowhere"], "unknown tasks 'nowhere' (known: arithmetic,"),
         (["nowhere/model"], "model nowhere/model: "),
         (["embedded", "--scorer", "nowhere:f"], "cannot be imported"),
+        (["run", "--generalisation", "--checkpoints", "all"], "leave out --checkpoints"),
+        (["embedded", "--json", "/"], "name a file"),
         (["embedded", "--json", "/nowhere/eval.json"], "there is no directory"),
     ],
 )
