@@ -124,7 +124,9 @@ class LearnerKeys(Section):
     )
     eps_low: float | None = Field(None, ge=0, description="lower clip of the ratio; unset: the loss's own")
     eps_high: float | None = Field(None, ge=0, description="upper clip of the ratio; unset: the loss's own")
-    ratio_cap: float = Field(4.0, gt=0, description="truncation of importance ratios (cispo, reinforce, TIS)")
+    ratio_cap: float = Field(
+        4.0, gt=0, description="importance ratios to the policy that sampled are cut to this"
+    )
     kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the base model; 0: no reference model")
     mask_truncated: bool = Field(False, description="leave truncated rollouts out instead of scoring them")
     zero_variance: Literal["drop", "top_up", "keep"] = Field(

@@ -51,7 +51,7 @@ class LearnerConfig:
     loss: str | LossFn = "cispo"
     eps_low: float | None = None  # lower clip of the ratio (ppo_clip, gspo)
     eps_high: float | None = None  # upper clip of the ratio (ppo_clip, gspo)
-    ratio_cap: float | None = 4.0  # largest importance weight (cispo, reinforce, TIS); None: see the loss
+    ratio_cap: float | None = 4.0  # largest importance ratio to the policy that sampled; None: see the loss
     kl_coef: float = 0.0  # weight of the KL term to the reference policy; 0: no reference is loaded
     minibatches: int = 1  # optimizer steps a batch
     micro_batch_tokens: int = 16384
