@@ -134,7 +134,9 @@ def train(
     )
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--verifier", default="math", show_default=True, help="math, or module:attribute.")
+@click.option(
+    "--verifier", default="math", show_default=True, help="math, module:attribute, FILE.py:attribute."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write here instead of standard output.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Verifier processes.")
 @click.option(

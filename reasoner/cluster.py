@@ -126,7 +126,7 @@ class WorkerActor:
             str(model.path),
             source,
             template,
-            VerifierPool(judge, workers=keys.processes, timeout_s=keys.timeout_s),
+            VerifierPool(judge, workers=keys.processes, timeout_s=keys.timeout_s or None),
             context_tokens(config, model),
         )
 

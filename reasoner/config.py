@@ -83,10 +83,12 @@ class RolloutConfig(Section):
 class VerifierConfig(Section):
     name: str = Field(
         "auto",
-        description="auto (what each task names, else math), math, or module:attribute of your own",
+        description="auto (what each task names, else math), math, module:attribute or FILE.py:attribute",
     )
     processes: int = Field(1, ge=1, description="verifier processes of each rollout worker")
-    timeout_s: float = Field(10.0, gt=0, description="wall-clock kill of one verification, seconds")
+    timeout_s: float = Field(
+        0.0, ge=0, description="wall-clock kill of one verification, seconds; 0: what the verifier declares"
+    )
 
 
 class ServerKeys(Section):

@@ -126,7 +126,7 @@ class Judge:
         spec = keys.name if self._verifier is None else self._verifier
         key = (spec, keys.processes, keys.timeout_s)
         if key not in self._pools:
-            pool = VerifierPool(spec, workers=keys.processes, timeout_s=keys.timeout_s)
+            pool = VerifierPool(spec, workers=keys.processes, timeout_s=keys.timeout_s or None)
             self._pools[key] = self._stack.enter_context(pool)
             if pool.verifier.name not in self.rewards.verifiers:
                 self.rewards.verifiers.append(pool.verifier.name)

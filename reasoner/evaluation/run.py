@@ -93,7 +93,7 @@ def _sample_and_grade(plan: Plan, store: EvalStore, bar: Progress, say: Callable
     config = plan.config
     work = list(missing_work(store, plan.tasks, config.eval.samples, plan.points, plan.params.max_tokens))
     tasks = {(split, task.id): task for split, found in plan.tasks.items() for task in found}
-    processes, timeout_s = config.verifier.processes, config.verifier.timeout_s
+    processes, timeout_s = config.verifier.processes, config.verifier.timeout_s or None
     failed = [s for split in plan.tasks for s in store.samples(split) if _broke(s) and s.key[:2] in tasks]
     if not work and not failed and not any(list(store.samples(s, graded=False)) for s in plan.tasks):
         return
