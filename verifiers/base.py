@@ -94,7 +94,7 @@ def one_each(outcomes: Any, expected: int, correct_from: float = 1.0) -> list[Ve
 
 def describe_exception(error: BaseException) -> str:
     """One line: the type, the message, and the last place of the traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {str(error)[:300]}{where}"
 

@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+from reasoner.config import Config
 from reasoner.errors import UsageError
+from reasoner.rejudge import Judge
 from reasoner.types import Task, Verdict
 from verifiers.base import Verifier, load_verifier, to_verdict
 
@@ -73,12 +75,12 @@ class Own(Verifier):
         return Verdict.correct(completion)
 
 
-class Judge(Verifier):
+class Awaited(Verifier):
     async def verify(self, completion: str, task: Task) -> bool:  # type: ignore[override]
         return completion == task.references[0]
 
 
-@pytest.mark.parametrize("spec", [exact, slowly, Exact, Exact(), Judge, lambda c, t: c == t.references[0]])
+@pytest.mark.parametrize("spec", [exact, slowly, Exact, Exact(), Awaited, lambda c, t: c == t.references[0]])
 def test_callables_are_verifiers(spec) -> None:
     verifier = load_verifier(spec)
     assert [v.status for v in verifier.verify_group(["2", "3"], TASK)] == ["correct", "wrong"]
@@ -170,3 +172,12 @@ def test_bad_declarations_are_usage_errors() -> None:
     never.timeout_s = -1  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="timeout_s must be positive"):
         load_verifier(never)
+
+
+def test_a_run_takes_the_deadline_that_the_verifier_declares() -> None:
+    patient = lambda c, t: True  # noqa: E731
+    patient.timeout_s = 60.0  # type: ignore[attr-defined]
+    patient.in_process = True  # type: ignore[attr-defined]
+    with Judge(patient) as judge:
+        assert judge._pool(Config()).timeout_s == 60.0
+        assert judge._pool(Config(verifier={"timeout_s": 5.0})).timeout_s == 5.0
