@@ -11,12 +11,15 @@ LOCK := requirements/cpu.lock
 DEPENDENCIES := $(VENV)/.dependencies-installed
 INSTALLED := $(VENV)/.project-installed
 SMOLLM2 := $(VENV)/.smollm2-installed
+DOCS := $(VENV)/.docs-installed
+# The variable silences mkdocs-material's notice about its own future.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
 # The lock was made and tested with Python 3.11; later versions are tried when there is no 3.11.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench-verifier bench-estimators bench bench-long clean
+.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench-verifier bench-estimators bench bench-long docs docs-serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -88,5 +91,15 @@ bench: bench-quick bench-verifier bench-estimators ## every benchmark that ends 
 bench-long: install ## hours, resumable: to 90 % held-out pass@1 against TRL (interrupt it; the same command goes on)
 	$(PY) -m benchmarks.trl_time_to_90 $(ARGS)
 
-clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info
+$(DOCS): requirements/docs.lock $(INSTALLED)
+	$(PIP) install --no-deps --progress-bar off -r $<
+	@touch $@
+
+docs: $(DOCS) ## build the documentation site into site/ (a broken link is an error)
+	$(MKDOCS) build --strict
+
+docs-serve: $(DOCS) ## show the site on http://127.0.0.1:8000 while you write
+	$(MKDOCS) serve --livereload
+
+clean: ## remove .venv, site and caches; runs/ stays
+	rm -rf $(VENV) site build .pytest_cache .ruff_cache .mypy_cache .hypothesis ./*.egg-info

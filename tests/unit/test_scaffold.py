@@ -59,6 +59,12 @@ def test_the_smollm2_lock_satisfies_its_extra_and_stays_out_of_the_default() -> 
     assert not set(pins) & set(lock())
 
 
+def test_the_docs_lock_has_what_the_site_uses_and_nothing_of_the_default() -> None:
+    pins = lock("docs")
+    assert {"mkdocs", "mkdocs-material", "mkdocstrings", "mkdocstrings-python"} <= set(pins)
+    assert not set(pins) & set(lock())
+
+
 def test_the_lock_is_closed() -> None:
     """`--no-deps` is only sound when everything that a locked package requires is locked too."""
     pins = lock()
@@ -130,7 +136,7 @@ def test_every_module_that_a_target_runs_exists() -> None:
 def test_ci_runs_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert "make test" in script.read_text()
+    assert {"make lint", "make docs", "make test"} <= set(script.read_text().splitlines())
     assert subprocess.run(["bash", "-n", script]).returncode == 0
 
 
