@@ -29,12 +29,12 @@ class CoalescingSampler:
         self._unanswered: set[asyncio.Future[Completion]] = set()
         self._streams: set[asyncio.Task[None]] = set()
         self._flush: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed: str | None = None  # why
 
     async def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Completion]:
         """One completion a prompt, in order. The seed of a lone prompt is used as it is."""
-        if self._closed:
-            raise ServerLost("the server was closed")
+        if self._closed is not None:
+            raise ServerLost(self._closed)
         loop = asyncio.get_running_loop()
         futures = []
         for position, prompt in enumerate(prompts):
@@ -47,15 +47,15 @@ class CoalescingSampler:
             self._flush = loop.create_task(self._send_soon())
         return list(await asyncio.gather(*futures))
 
-    async def close(self) -> None:
-        """Ends every call that is still under way: whoever waits for it gets ServerLost."""
-        self._closed = True
+    async def close(self, reason: str = "the server was closed") -> None:
+        """Ends every call that is still under way: whoever waits for it gets ServerLost with `reason`."""
+        self._closed = reason
         tasks = [*self._streams, *([self._flush] if self._flush else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for future in [f for f in self._unanswered if not f.done()]:
-            future.set_exception(ServerLost("the server was closed"))
+            future.set_exception(ServerLost(reason))
 
     async def _send_soon(self) -> None:
         await asyncio.sleep(WINDOW_S)

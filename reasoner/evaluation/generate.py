@@ -179,8 +179,11 @@ class _Server(CoalescingSampler):
         super().__init__(RaySampler(actor))
         self._actor = actor
 
-    async def close(self) -> None:
-        await super().close()
+    async def health(self) -> None:
+        await RaySampler(self._actor).health()
+
+    async def close(self, reason: str = "the server was closed") -> None:
+        await super().close(reason)
         ray.kill(self._actor)
 
 

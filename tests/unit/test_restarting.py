@@ -2,8 +2,12 @@
 
 import asyncio
 
+import pytest
+
 from reasoner.errors import ServerError, ServerLost
 from reasoner.types import SamplingParams
+from rollouts import restarting
+from rollouts.coalescing import CoalescingSampler
 from rollouts.restarting import RestartingSampler
 from rollouts.scripted import ScriptedSampler
 
@@ -20,7 +24,7 @@ class Server(ScriptedSampler):
             raise ServerLost("killed\nwith details")
         return [self.number, 0]
 
-    async def close(self):
+    async def close(self, reason=""):
         self.closed = True
 
 
@@ -70,3 +74,49 @@ def test_a_server_that_does_not_start_is_an_error_for_all_who_wait():
         )
 
     assert [str(error) for error in asyncio.run(ask())] == ["no memory"] * 2
+
+
+class Hung(CoalescingSampler):
+    """A server that takes requests and never answers; `ill` is what its health check does."""
+
+    def __init__(self, ill):
+        super().__init__(self)
+        self._ill = ill
+
+    async def generate_each(self, prompts, params):
+        await asyncio.Event().wait()
+        yield
+
+    async def health(self):
+        await self._ill()
+
+
+async def never():
+    await asyncio.Event().wait()
+
+
+async def gone():
+    raise ServerLost("its node is down")
+
+
+@pytest.mark.parametrize(
+    ("ill", "reason"), [(never, "it has not answered for 0 s"), (gone, "its node is down")]
+)
+def test_a_server_that_hangs_is_started_anew_and_asked_again(monkeypatch, ill, reason):
+    monkeypatch.setattr(restarting, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(restarting, "DEAD_AFTER_S", 0.05)
+    told = []
+
+    async def start(number):
+        return Hung(ill) if number == 0 else Server(number, 0)
+
+    async def ask():
+        sampler = RestartingSampler(start, told.append)
+        completions = await asyncio.wait_for(sampler.generate([[1]], PARAMS), 10)
+        await asyncio.sleep(0.2)  # a healthy one is left alone
+        assert (await sampler.generate([[1]], PARAMS))[0].token_ids.tolist() == [1, 0]
+        await sampler.close()
+        return completions[0].token_ids.tolist()
+
+    assert asyncio.run(ask()) == [1, 0]
+    assert told == [f"the server is lost and is started anew: {reason}"]
