@@ -129,7 +129,8 @@ class ReasoningGymTasks(SingleTurnTasks):
         chunk, position = divmod(index, CHUNK)
         seed = _hash(f"{stream}:{chunk}:{redraw}") % 2**31
         options = self._options(level)
-        entry = json.loads(json.dumps(generator(self.generator, options, seed)[position]))
+        made_by = generator(self.generator, options, seed)
+        entry = json.loads(json.dumps(made_by[position], default=str))  # gsm_symbolic keeps Fractions
         made = {"name": self.generator, "options": options}
         made |= {"answer": entry["answer"], "metadata": entry["metadata"]}
         return Task(

@@ -405,6 +405,7 @@ def doctor() -> None:
 )
 @click.argument("model", required=False)
 @click.option("--tasks", help="Task source, or a standard task. [the run's, else arithmetic]")
+@click.option("--splits", help="Only these of its splits, such as held_out. [all]")
 @click.option("--samples", type=click.IntRange(1), help="Samples of each problem. [the run's, else 2]")
 @click.option("--problems", type=click.IntRange(1), help="Problems of each split. [the run's, else 256]")
 @click.option(

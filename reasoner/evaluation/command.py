@@ -71,6 +71,7 @@ def _options(given: dict[str, Any]) -> EvalOptions:
         scorer=given["scorer"],
         endpoint=endpoint,
         all_tasks=given["tasks"] is not None,
+        splits=tuple(filter(None, (given["splits"] or "").split(","))),
         compare=given["compare"],
         generalisation=given["generalisation"],
         checkpoints=_steps(given["checkpoints"]),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from envs.specs import nearest
 from envs.tasks import TaskSource, load_tasks, splits_of
 from reasoner import cluster
 from reasoner.checkpoint import CheckpointStore, load_state
@@ -44,6 +45,7 @@ class EvalOptions:
     scorer: str | None = None  # a verifier whose reward ranks samples in best-of-k; None: their mean logprob
     endpoint: Endpoint | None = None  # instead of servers of ours
     all_tasks: bool = False  # tasks without evaluation splits are evaluated whole
+    splits: tuple[str, ...] = ()  # only these; (): all that the tasks have
     compare: Path | None = None  # the directory of another evaluation of the same problems
     generalisation: bool = False  # of a run: also problems of its training, fresh ones, and forgetting
     checkpoints: tuple[int, ...] | None = None  # of a run: these steps, () for all
@@ -104,7 +106,7 @@ def make_plan(config: Config, options: EvalOptions, verifier: Any = None) -> Pla
         load_verifier(options.scorer)
     params = SamplingParams(config.rollout.max_tokens, config.rollout.temperature, config.rollout.stop)
     force = options.force_text if options.force_text is not None else default_force_text(template)
-    tasks = choose_tasks(source, config, options.all_tasks)
+    tasks = choose_tasks(source, config, options.all_tasks, options.splits)
     if options.generalisation:
         tasks |= training_splits(config)
     if options.compare is not None:
@@ -144,10 +146,20 @@ def make_plan(config: Config, options: EvalOptions, verifier: Any = None) -> Pla
     )
 
 
-def choose_tasks(source: TaskSource, config: Config, everything: bool) -> dict[str, tuple[Task, ...]]:
-    """The evaluation splits of a source; of one without, with `everything`, all its tasks."""
-    wanted = config.eval.problems
-    tasks = {split: tuple(found) for split in splits_of(source) if (found := source.split(split, wanted))}
+def choose_tasks(
+    source: TaskSource, config: Config, everything: bool, chosen: Sequence[str] = ()
+) -> dict[str, tuple[Task, ...]]:
+    """The evaluation splits of a source (the `chosen` ones, when there are any); of one without, with
+    `everything`, all its tasks. UsageError for a split that it has not got."""
+    wanted, there = config.eval.problems, splits_of(source)
+    if unknown := [name for name in chosen if name not in there]:
+        raise UsageError(
+            f"{config.tasks.source} has no split {unknown[0]!r}{nearest(unknown[0], there)} "
+            f"(it has {', '.join(there)})"
+        )
+    tasks = {split: tuple(found) for split in chosen or there if (found := source.split(split, wanted))}
+    if chosen and not tasks:
+        raise UsageError(f"{config.tasks.source} has no tasks in {' or '.join(chosen)}")
     if not tasks and everything and getattr(source, "training", None):
         tasks = {source.name: tuple(source.training[:wanted])}  # type: ignore[attr-defined]
     if not tasks:

@@ -128,3 +128,9 @@ def test_code_in_an_answer_is_wrong_and_not_run(tmp_path):
     target = tmp_path / "made"
     verdict = load_verifier("auto").verify(f"<answer>open('{target}', 'w')</answer>", task)
     assert verdict.status == "wrong" and verdict.detail == "not a plain expression" and not target.exists()
+
+
+def test_what_json_does_not_know_in_an_entry_is_kept_as_text():
+    task = ReasoningGymTasks("gsm_symbolic").train(65)  # its metadata holds a Fraction
+    task_to_json(task)
+    assert load_verifier("auto").verify(f"<answer>{task.reference}</answer>", task).is_correct

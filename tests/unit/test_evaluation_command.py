@@ -39,6 +39,7 @@ def refused(*arguments):
         (["nowhere/model"], "model nowhere/model: "),
         (["embedded", "--scorer", "nowhere:f"], "cannot be imported"),
         (["run", "--generalisation", "--checkpoints", "all"], "leave out --checkpoints"),
+        (["embedded", "--splits", "heldout"], "did you mean 'held_out'? (it has held_out, ood)"),
         (["embedded", "--json", "/"], "name a file"),
         (["embedded", "--json", "/nowhere/eval.json"], "there is no directory"),
     ],
