@@ -121,11 +121,12 @@ def held_out_change(
     metrics: Sequence[Mapping[str, Any]], family: str | None = None
 ) -> tuple[float, float] | None:
     """Last minus first held-out pass@1 (of the family, where evaluations tell families apart) and its
-    standard error over problems; None with fewer than two evaluations."""
+    standard error over problems; None with fewer than two evaluations of it."""
     found = []
     for line in metrics:
         held_out = (line.get("eval") or {}).get("held_out") or {}
-        entry = (held_out.get("by_family") or {}).get(family) or held_out
+        by_family = held_out.get("by_family") if family is not None else None
+        entry = held_out if by_family is None else by_family.get(family) or {}
         if entry.get("pass@1") is not None:
             found.append(
                 (float(entry["pass@1"]), int(entry.get("problems") or held_out.get("problems") or 1))

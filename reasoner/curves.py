@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from reasoner.metrics import PHASES
 
 Entries = Sequence[Mapping[str, Any]]
 _MAX_LEVELS = 7
+_WINDOWS = 10
 _STYLE_COLOURS = {"direct": "s4", "working": "s0", "corrected": "s2"}
 
 
@@ -37,6 +39,7 @@ def sections(entries: Entries) -> list[tuple[str, list[str]]]:
                 ),
             ],
         ),
+        ("By family of tasks", family_charts(entries)),
         (
             "Learning",
             [
@@ -134,6 +137,44 @@ def difficulty_chart(entries: Entries, split: str) -> Chart:
         series.append(Series(label, tuple(points), f"o{i * _MAX_LEVELS // count}"))
     name = "Held-out" if split == "held_out" else "Out-of-distribution"
     return Chart(f"{name} pass@1 by difficulty", tuple(series), bounds=(0, 1), form=".2f")
+
+
+def family_charts(entries: Entries) -> list[Chart]:
+    """A chart a family where there are several: the pass rate in training, over windows of steps since a
+    family has few groups in one, and the held-out pass@1."""
+    families = sorted({name for e in entries for name in e.get("families") or {}})
+    evaluated = {name for e in entries for name in get(e, "eval", "held_out", "by_family") or {}}
+    if len(families) < 2:
+        return []
+    return [
+        Chart(
+            f"{name}: pass@1",
+            (
+                Series("training", tuple(_windows(entries, name)), "s4", thin=True),
+                Series(
+                    "held-out", tuple(curve(entries, "eval", "held_out", "by_family", name, "pass@1")), "s0"
+                ),
+            ),
+            bounds=(0, 1),
+            form=".2f",
+        )
+        for name in sorted(evaluated.union(families))
+    ]
+
+
+def _windows(entries: Entries, family: str) -> list[tuple[float, float]]:
+    """(last step, pass rate over all rollouts) of a family in at most `_WINDOWS` equal windows of steps."""
+    last = max(e["step"] for e in entries)
+    count = min(_WINDOWS, last)
+    passed: dict[int, float] = defaultdict(float)
+    rollouts: dict[int, int] = defaultdict(int)
+    for e in entries:
+        found = get(e, "families", family)
+        if e["step"] and found and found.get("pass_rate") is not None:
+            window = (e["step"] - 1) * count // last
+            passed[window] += found["pass_rate"] * found["rollouts"]
+            rollouts[window] += found["rollouts"]
+    return [(math.ceil((w + 1) * last / count), passed[w] / rollouts[w]) for w in sorted(rollouts)]
 
 
 def curriculum_chart(entries: Entries) -> Chart:

@@ -41,7 +41,8 @@ def evaluate_split(
 
 def summarise(groups: Sequence[Group]) -> dict[str, Any]:
     """The `eval` object of one split in metrics.jsonl. Unscored rollouts are left out of every rate."""
-    scored = [r for g in groups for r in g.rollouts if r.verdict and r.verdict.status not in UNSCORED]
+    scored = _scored(groups)
+    families = {name: [g for g in groups if g.task.family == name] for name in _families(groups)}
     by_difficulty: dict[str, list[Rollout]] = defaultdict(list)
     by_style: dict[str, list[Rollout]] = defaultdict(list)
     for rollout in scored:
@@ -57,7 +58,20 @@ def summarise(groups: Sequence[Group]) -> dict[str, Any]:
         "by_style": {
             name: {"share": len(rs) / len(scored), **_rates(rs)} for name, rs in sorted(by_style.items())
         },
+        **({"by_family": {n: _of_family(gs) for n, gs in families.items()}} if len(families) > 1 else {}),
     }
+
+
+def _families(groups: Sequence[Group]) -> list[str]:
+    return sorted({group.task.family for group in groups})
+
+
+def _of_family(groups: Sequence[Group]) -> dict[str, Any]:
+    return {**_rates(_scored(groups)), "problems": len(groups)}
+
+
+def _scored(groups: Sequence[Group]) -> list[Rollout]:
+    return [r for g in groups for r in g.rollouts if r.verdict and r.verdict.status not in UNSCORED]
 
 
 def style(rollout: Rollout) -> str:

@@ -263,6 +263,7 @@ def test_held_out_change_prefers_the_familys_own():
     ]
     assert held_out_change(lines)[0] == pytest.approx(0.4)
     assert held_out_change(lines, "f") == (0.0, pytest.approx((2 * 0.25 / 100) ** 0.5))
+    assert held_out_change(lines, "g") is None, "not evaluated: what others did says nothing about it"
     assert held_out_change(lines[:2]) is None
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 
 from reasoner.evaluation import summarise
@@ -31,6 +33,21 @@ def test_summary_leaves_unscored_rollouts_out():
     }
     assert summary["by_style"]["direct"]["pass@1"] == 0.5
     assert summary["by_difficulty"]["1"]["pass@1"] == 0.75
+
+
+def test_summary_tells_families_apart_where_there_are_several():
+    def group(family, *verdicts):
+        rollouts = tuple(rollout("\\boxed{2}", v) for v in verdicts)
+        return Group(replace(rollouts[0].task, family=family), rollouts)
+
+    groups = [
+        group("gcd", Verdict.correct("2"), Verdict.wrong("3")),
+        group("gcd", Verdict.wrong("3"), Verdict.error("broke")),
+        group("lcm", Verdict.correct("2")),
+    ]
+    families = summarise(groups)["by_family"]
+    assert families["gcd"] == {"pass@1": 1 / 3, "response_tokens_mean": 9.0, "problems": 2}
+    assert families["lcm"]["pass@1"] == 1.0 and "by_family" not in summarise(groups[:2])
 
 
 def test_style_reads_working_before_the_answer():

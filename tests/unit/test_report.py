@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reasoner.charts import Chart, Series, buckets, picture, render, ticks
-from reasoner.curves import difficulty_chart, pass_chart, sections, style_charts
+from reasoner.curves import difficulty_chart, family_charts, pass_chart, sections, style_charts
 from reasoner.errors import UsageError
 from reasoner.journal import Journal, Use
 from reasoner.metrics import MetricsWriter, plain, step_metrics
@@ -141,6 +141,23 @@ def test_difficulty_levels_sort_as_numbers_and_merge_beyond_seven():
     assert len(merged) == 7 and merged[0].label == "0–1"
     assert merged[0].points == ((0, pytest.approx(0.5 / 14)),)
     assert difficulty_chart([{"step": 0}], "ood").series == ()
+
+
+def test_a_chart_a_family_of_training_in_windows_and_held_out():
+    line = lambda step, rate, n: {"step": step, "families": {"a": {"pass_rate": rate, "rollouts": n}}}  # noqa: E731
+    held_out = {"held_out": {"by_family": {"a": {"pass@1": 0.5}, "b": {"pass@1": 0.25}}}}
+    entries = [{"step": 0, "families": {}, "eval": held_out}]
+    entries += [line(step, 0.0, 8) for step in range(1, 20)] + [line(20, 1.0, 24)]
+    assert family_charts(entries) == [], "a single family has the curves of the whole"
+    entries[3]["families"]["b"] = {"pass_rate": None, "rollouts": 8}  # nothing was scored
+    a, b = family_charts(entries)
+    assert (a.title, b.title) == ("a: pass@1", "b: pass@1")
+    training, evaluated = a.series
+    assert (
+        training.points[-1] == (20, 24 / 32) and training.points[0] == (2, 0.0) and len(training.points) == 10
+    )
+    assert evaluated.points == ((0, 0.5),)
+    assert [s.points for s in b.series] == [(), ((0, 0.25),)]
 
 
 def test_styles_that_vanish_have_share_zero():
