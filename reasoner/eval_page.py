@@ -136,10 +136,11 @@ def _comparison(comparison: Mapping[str, Any] | None) -> list[tuple[str, Table]]
     """This model minus another one on the same problems."""
     rows = []
     for name, metrics in (get(comparison, "splits") or {}).items():
-        for metric, found in metrics.items():
+        families = get(comparison, "by_family", name) or {}
+        for label, found in [*metrics.items(), *((f"pass@1, {f}", pair) for f, pair in families.items())]:
             low, high = found["ci95"]
             difference = f"{found['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
-            rows.append((metric, _name(name), difference, f"{found['p_value']:.2g}"))
+            rows.append((label, _name(name), difference, f"{found['p_value']:.2g}"))
     if comparison is None or not rows:
         return []
     head = ("metric", "split", "difference", "p")

@@ -144,18 +144,29 @@ def show(result: dict[str, Any]) -> None:
         click.echo(f"{name}, by budget:")
         for point in found["points"]:
             _show_point(point)
-    for name, found in ((result.get("comparison") or {}).get("splits") or {}).items():
-        for metric, pair in found.items():
-            low, high = pair["ci95"]
-            click.echo(
-                f"{name}: {metric} {pair['difference']:+.3f} against {result['comparison']['other']}  "
-                f"95 % [{low:+.3f}, {high:+.3f}]  p = {pair['p_value']:.3g}  ({pair['problems']} problems)"
-            )
+    if result.get("comparison"):
+        _show_comparison(result["comparison"])
     if found := result.get("generalisation"):
         _show_generalisation(found)
     if rate := result["exchange_rate"]:
         _show_exchange(rate)
     click.echo(f"written: {result['directory']} (page: eval.html)")
+
+
+def _show_comparison(comparison: dict[str, Any]) -> None:
+    for name, found in comparison["splits"].items():
+        for metric, pair in found.items():
+            click.echo(f"{name}: {metric} {_difference(pair)}  against {comparison['other']}")
+        for family, pair in comparison["by_family"][name].items():
+            click.echo(f"  {family}: {_difference(pair)}")
+
+
+def _difference(pair: dict[str, Any]) -> str:
+    low, high = pair["ci95"]
+    return (
+        f"{pair['difference']:+.3f}  95 % [{low:+.3f}, {high:+.3f}]  p = {pair['p_value']:.3g}  "
+        f"({pair['problems']} problems)"
+    )
 
 
 def _show_generalisation(found: dict[str, Any]) -> None:

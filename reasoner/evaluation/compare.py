@@ -9,14 +9,16 @@ from typing import Any
 
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.evaluation.store import EvalStore
-from reasoner.evaluation.summary import SplitSamples, problems_of
+from reasoner.evaluation.summary import SplitSamples, families_of, problems_of
 from reasoner.scaling import ProblemSamples, paired_comparison
 from reasoner.types import Task
 
 
 def compare(splits: Sequence[SplitSamples], other: Path, seed: int) -> dict[str, Any]:
-    """`comparison` of eval.json, by split: this one minus `other` at k = 1 and the largest common k."""
+    """`comparison` of eval.json, by split: this one minus `other` at k = 1 and the largest common k; of
+    splits with several families also each family at k = 1."""
     found: dict[str, Any] = {}
+    by_family: dict[str, Any] = {}
     for split in splits:
         mine, theirs = problems_of(split), _problems(other, split.name, split.tasks)
         common = {p.task_id for p in theirs}
@@ -24,7 +26,11 @@ def compare(splits: Sequence[SplitSamples], other: Path, seed: int) -> dict[str,
         if shared:
             most = min(min(p.n for p in shared), min(p.n for p in theirs))
             found[split.name] = _comparisons(shared, theirs, 2 ** (most.bit_length() - 1), seed)
-    return {"other": str(other), "model": _model_of(other), "splits": found}
+            by_family[split.name] = {
+                family: paired_comparison(members, theirs, 1, seed)
+                for family, members in families_of(split, shared).items()
+            }
+    return {"other": str(other), "model": _model_of(other), "splits": found, "by_family": by_family}
 
 
 def check_comparable(directory: Path, tasks: Mapping[str, Sequence[Task]]) -> None:

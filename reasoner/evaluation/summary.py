@@ -75,6 +75,15 @@ def problems_of(split: SplitSamples, point: Point = CHAIN) -> list[ProblemSample
     return [p for p in found if p.n]
 
 
+def families_of(split: SplitSamples, problems: Sequence[ProblemSamples]) -> dict[str, list[ProblemSamples]]:
+    """The problems of each family by name; {} where there is only one."""
+    family_of = {task.id: task.family for task in split.tasks}
+    found: dict[str, list[ProblemSamples]] = defaultdict(list)
+    for problem in problems:
+        found[family_of[problem.task_id]].append(problem)
+    return dict(sorted(found.items())) if len(found) > 1 else {}
+
+
 def scaling(problems: Sequence[ProblemSamples], seed: int) -> dict[str, Any]:
     """The table of `reasoner.scaling` for k = 1, 2, 4 … as far as every problem has samples. What is not
     known (votes without classes, best-of-k without scores) is null."""
@@ -103,17 +112,18 @@ def split_summary(
     samples = [s for group in split.at() for s in group]
     scored = [s for s in samples if s.grade and s.grade.verdict.status not in UNSCORED]
     statuses = [s.grade.verdict.status for s in samples if s.grade]
-    task_of = {task.id: task for task in split.tasks}
+    problems, task_of = problems_of(split), {task.id: task for task in split.tasks}
     by_difficulty: dict[str, list[Sample]] = defaultdict(list)
     by_family: dict[str, list[Sample]] = defaultdict(list)
     for sample in scored:
         by_difficulty[f"{task_of[sample.task_id].difficulty:g}"].append(sample)
         by_family[task_of[sample.task_id].family].append(sample)
+    ids_of = {family: {s.task_id for s in of} for family, of in by_family.items()}
     name, _ = scorer_of(samples)
     return {
         "problems": len(split.tasks),
         "samples": max((len(group) for group in split.at()), default=0),
-        **scaling(problems_of(split), seed),
+        **scaling(problems, seed),
         "best_of_k_scorer": name,
         "response_tokens_mean": mean([s.tokens for s in samples]),
         "unparsed_rate": mean([status == "unparsed" for status in statuses]),
@@ -122,7 +132,10 @@ def split_summary(
         "self_corrected_rate": mean([_right(s) and bool(detect(s.completion).retracted) for s in scored]),
         "self_correction": self_correction(scored),
         "by_difficulty": {level: _rates(of) for level, of in sorted(by_difficulty.items())},
-        "by_family": {family: _rates(of) for family, of in sorted(by_family.items())},
+        "by_family": {
+            family: {**_rates(of), **_certainty([p for p in problems if p.task_id in ids_of[family]], seed)}
+            for family, of in sorted(by_family.items())
+        },
         **flops_of(samples, flops),
         "costs": costs_of(samples, seconds_per_token, prices),
     }
@@ -193,16 +206,30 @@ def _budget_point(split: SplitSamples, point: Point, flops: FlopCounter | None, 
 
 
 def unpaired_difference(
-    a: Sequence[ProblemSamples], b: Sequence[ProblemSamples], seed: int, resamples: int = 2000
+    a: Sequence[ProblemSamples], b: Sequence[ProblemSamples], seed: int
 ) -> dict[str, Any]:
     """Accuracy on `a` minus accuracy on `b`, other problems, with a 95 % bootstrap interval over problems."""
     rates = [np.array([p.c / p.n for p in problems]) for problems in (a, b)]
     if not all(map(len, rates)):
         return {"difference": None, "ci95": None}
     rng = np.random.default_rng(seed)
-    drawn = [r[rng.integers(0, len(r), (resamples, len(r)))].mean(axis=1) for r in rates]
+    drawn = [_resampled(r, rng) for r in rates]
     low, high = np.quantile(drawn[0] - drawn[1], (0.025, 0.975))
     return {"difference": float(rates[0].mean() - rates[1].mean()), "ci95": [float(low), float(high)]}
+
+
+def _certainty(problems: Sequence[ProblemSamples], seed: int) -> dict[str, Any]:
+    """How many problems, and a 95 % bootstrap interval over them."""
+    rates = np.array([p.c / p.n for p in problems])
+    means = _resampled(rates, np.random.default_rng(seed))
+    return {
+        "problems": len(rates),
+        "ci95": {"pass@1": [float(q) for q in np.quantile(means, (0.025, 0.975))]},
+    }
+
+
+def _resampled(rates: np.ndarray, rng: np.random.Generator, resamples: int = 2000) -> np.ndarray:
+    return rates[rng.integers(0, len(rates), (resamples, len(rates)))].mean(axis=1)
 
 
 def _rates(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -60,7 +60,9 @@ def test_curves_and_costs_by_hand():
     assert (costs["tokens_per_sample"], costs["tokens_per_correct"]) == (5, 20 / 3)
     assert costs["seconds_per_sample"] == pytest.approx(0.5)
     assert costs["price_per_sample"] == (12 * 1 + 20 * 2) / 4
-    assert result["by_family"]["product"]["pass@1"] == 0.5 and result["by_difficulty"]["1"]["pass@1"] == 1.0
+    product = result["by_family"]["product"]
+    assert product["pass@1"] == 0.5 and product["problems"] == 1 and product["ci95"]["pass@1"] == [0.5, 0.5]
+    assert result["by_difficulty"]["1"]["pass@1"] == 1.0
 
 
 def test_only_the_wanted_samples_count_and_unscored_ones_never():
@@ -147,6 +149,11 @@ def test_comparison_is_paired_and_by_the_same_tasks(tmp_path):
     mine = split(sample(A, 0, "2"), sample(B, 0, "3"))
     found = compare([mine], tmp_path / "other", 0)["splits"]["s"]["pass@1"]
     assert found["difference"] == 0.5 and found["problems"] == 2 and found["p_value"] == 1.0
+    by_family = compare([mine], tmp_path / "other", 0)["by_family"]["s"]
+    assert {name: (pair["difference"], pair["problems"]) for name, pair in by_family.items()} == {
+        A.family: (0.0, 1),
+        B.family: (1.0, 1),
+    }
     check_comparable(tmp_path / "other", {"s": [A], "elsewhere": [B]})
     with pytest.raises(UsageError, match="no evaluation is there"):
         check_comparable(tmp_path, {"s": [A]})
