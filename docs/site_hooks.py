@@ -2,16 +2,20 @@
 
 The pages are written for a plain Git host: they link to files of the repository, and lists may follow a
 line of text at once. In the site README, CHANGELOG and CONTRIBUTING become pages, other files are copied, and
-what Markdown's reference implementation would not read as a list gets its empty line.
+what Markdown's reference implementation would not read as a list gets its empty line. The command line's own
+help and a table of the configuration keys stand where a page has `<!-- commands -->` and
+`<!-- configuration keys -->`.
 """
 
 from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import click
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +25,7 @@ PAGES = {
     "CONTRIBUTING.md": "project/contributing.md",
 }
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
+sys.path.insert(0, str(ROOT))  # this checkout's reasoner, also where another one is installed
 FENCE = re.compile(r"^(```.*?^```)$", re.M | re.S)
 ITEM = re.compile(r"^(?![-*|#>\s]|\d+\. )(.+\n)(?=(?:[-*]|1\.) )", re.M)
 
@@ -63,4 +68,34 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     parts = FENCE.split(markdown)
     parts[::2] = [ITEM.sub(r"\1\n", LINK.sub(rewritten, text)) for text in parts[::2]]
     parts[1::2] = [f"\n{fence}\n" for fence in parts[1::2]]
-    return "".join(parts)
+    markdown = "".join(parts)
+    if "<!-- commands -->" in markdown:
+        markdown = markdown.replace("<!-- commands -->", commands())
+        markdown = markdown.replace("<!-- configuration keys -->", configuration_keys())
+    return markdown
+
+
+def commands() -> str:
+    """A section for each command with its help."""
+    from reasoner.cli import TrainCommand, main
+
+    sections = []
+    for name, command in sorted(main.commands.items()):
+        context = click.Context(command, info_name=f"reasoner {name}", terminal_width=78)
+        text = command.get_help(context)
+        if isinstance(command, TrainCommand):  # its keys have a table of their own
+            text = re.sub(r"\nConfiguration keys.*?\n\n", "\n", text, flags=re.S)
+        sections.append(f"## reasoner {name}\n\n```text\n{text}\n```\n")
+    return "\n".join(sections)
+
+
+def configuration_keys() -> str:
+    """A table of every key with its default and meaning."""
+    from reasoner.config import config_keys
+
+    def shown(default: Any) -> str:
+        text = ",".join(default) if isinstance(default, tuple) else str(default)
+        return f"`{text}`" if text else "empty"
+
+    rows = [f"| `{key}` | {shown(default)} | {meaning} |" for key, default, meaning in config_keys()]
+    return "\n".join(["| key | default | |", "|---|---|---|", *rows])

@@ -142,7 +142,7 @@ def _machine() -> Iterator[Check]:
         "memory",
         memory.available >= 4 * GIB,
         f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available",
-        "the default run needs about 4 GiB: close something, or lower sampler.kv_cache_gib",
+        "the default run needs about 4 GiB: close something, or lower server.kv_cache_gib",
         False,
     )
     yield _space("shared memory", Path("/dev/shm"), 1.0, "in a container start it with --shm-size=2g", False)
