@@ -3,9 +3,11 @@
 A cell is a (family, difficulty). Each keeps a pool of what was seen of it lately: its pass rate and its
 signal, the mean variance of the rewards within a group, p(1-p) for a task with pass rate p (arXiv
 2509.19803, which judges single tasks by it): what a group-relative gradient is made of, largest for tasks
-that are solved half of the time. A task of the stream is taken with the probability `signal / largest
-signal`, at least `FLOOR`; the others are passed over. The pools forget exponentially, towards "unknown",
-and what is unknown counts as full of signal: a cell that was rarely taken is tried again.
+that are solved half of the time. A task of the stream is taken with the probability `(signal / largest
+signal)²`, at least `FLOOR`; the others are passed over. The square, the floor and the memory were chosen by
+simulated policies (tests/unit/test_curriculum.py): where some level is within reach, the stream's pass rate
+then stays between 0.2 and 0.8. The pools forget exponentially, towards "unknown", and what is unknown counts
+as full of signal: a cell that was rarely taken is tried again.
 
 Deterministic: whether a task is taken depends on the seed, its position in the stream and the pools, which
 change between steps only.
@@ -21,9 +23,9 @@ from typing import Any
 
 from reasoner.types import UNSCORED, Group, Task
 
-FLOOR = 0.1  # smallest probability of being taken: exploration
-MEMORY = 0.9  # what a pool keeps from step to step: it remembers about 10 steps
-_PRIOR_TASKS = 1.0  # weight of "unknown" in a pool, tasks
+FLOOR = 0.05  # smallest probability of being taken: exploration
+MEMORY = 0.8  # what a pool keeps from step to step: it remembers about 5 steps
+_PRIOR_TASKS = 0.5  # weight of "unknown" in a pool, tasks
 _MOST = 0.25  # largest variance of a reward that is 0 or 1
 
 
@@ -66,7 +68,7 @@ class Curriculum:
     def probability(self, name: str) -> float:
         """Of taking a task of the cell, from `FLOOR` to 1."""
         largest = max((pool.signal for pool in self.pools.values()), default=1.0)
-        return max(FLOOR, min(1.0, self.pools.get(name, Pool()).signal / largest))
+        return max(FLOOR, min(1.0, self.pools.get(name, Pool()).signal / largest) ** 2)
 
     def update(self, groups: Sequence[Group]) -> None:
         """One step's groups, in the order of the stream; unscored rollouts are left out."""
