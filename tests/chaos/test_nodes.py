@@ -8,6 +8,8 @@ import psutil
 import pytest
 from harness import Run, chaos, wait_until_gone
 
+from reasoner import doctor_ray
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -34,6 +36,8 @@ def actors(node, word):
 
 def test_nodes_join_and_die(cluster, tmp_path, show):
     head, second = cluster.head_node, next(iter(cluster.worker_nodes))
+    looked = doctor_ray.ask(cluster.address)
+    assert len(looked["nodes"]) == 2 and not list(doctor_ray.disagreements(looked)), looked
     run = Run(tmp_path, "--server.replicas=2", f"--cluster.address={cluster.address}")
     try:
         run.wait_for_steps(3)
@@ -55,4 +59,4 @@ def test_nodes_join_and_die(cluster, tmp_path, show):
         assert run.end() == 130, run.output()
         assert not actors(head, "Actor") + actors(second, "Actor"), "the run leaves the cluster as it was"
     finally:
-        run.kill_all()
+        run.close()

