@@ -25,7 +25,3 @@ class WeightSyncError(ServerError):
 
 class ServerLost(ServerError):
     """This server is gone, or does not serve at present: another one may answer the same request."""
-
-
-class LearnerLost(ReasonerError):
-    """The learner's process is gone; a new one can continue from the newest checkpoint."""

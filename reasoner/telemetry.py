@@ -18,11 +18,14 @@ from rollouts.fleet import Fleet
 
 
 class Telemetry(Collector):
-    """Holds the newest line of metrics; read by the endpoint's thread."""
+    """Holds the newest line of metrics and, once there are any, the fleets; read by the endpoint's thread."""
 
-    def __init__(self, servers: Fleet, workers: Fleet) -> None:
-        self._fleets = (servers, workers)
+    def __init__(self) -> None:
+        self._fleets: tuple[Fleet, ...] = ()
         self._line: Mapping[str, Any] = {}
+
+    def watch(self, *fleets: Fleet) -> None:
+        self._fleets = fleets
 
     def publish(self, line: Mapping[str, Any]) -> None:
         self._line = line

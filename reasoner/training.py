@@ -81,34 +81,40 @@ def train(
 
     Raises UsageError before anything starts when the configuration cannot work, and ReasonerError, with the
     run saved and resumable, when something breaks on the way."""
-    run = prepare(config, verifier=verifier, resume=resume)
-    display = Display(total_steps=config.steps)
-    try:
-        with display, log_file(run.log_dir / "driver.log"), cluster.connected(config.cluster.address):
-            for message in run.messages:
-                display.message(message)
-            display.status("starting Ray, vLLM and the learner …")
-            with stop_signals(display) as stop_requested:  # after Ray, which installs handlers of its own
-                processes = cluster.start(
-                    config,
-                    run.model,
-                    run.template,
-                    run.verifier,
-                    run.log_dir,
-                    learner_base=run.base_model.path,
-                    tell=display.message,
-                )
-                try:
-                    telemetry = Telemetry(processes.servers, processes.workers)
-                    with telemetry.served(metrics_port):
-                        Loop(run, processes, display, stop_requested, telemetry).run()
-                finally:
-                    processes.stop()
-    except (ray.exceptions.RayError, ReasonerError) as e:
-        raise _explained(cluster.unwrap(e), run) from None
-    finally:
-        run.lock.close()
+    telemetry = Telemetry()
+    with telemetry.served(metrics_port):  # first: the port may be taken
+        run = prepare(config, verifier=verifier, resume=resume)
+        try:
+            _train(run, telemetry)
+        except (ray.exceptions.RayError, ReasonerError) as e:
+            raise _explained(cluster.unwrap(e), run) from None
+        finally:
+            run.lock.close()
     return run.path
+
+
+def _train(run: Run, telemetry: Telemetry) -> None:
+    """Starts the processes of the run, has the loop use them, and stops them."""
+    config, display = run.config, Display(total_steps=run.config.steps)
+    with display, log_file(run.log_dir / "driver.log"), cluster.connected(config.cluster.address):
+        for message in run.messages:
+            display.message(message)
+        display.status("starting Ray, vLLM and the learner …")
+        with stop_signals(display) as stop_requested:  # after Ray, which installs handlers of its own
+            processes = cluster.start(
+                config,
+                run.model,
+                run.template,
+                run.verifier,
+                run.log_dir,
+                learner_base=run.base_model.path,
+                tell=display.message,
+            )
+            telemetry.watch(processes.servers, processes.workers)
+            try:
+                Loop(run, processes, display, stop_requested, telemetry).run()
+            finally:
+                processes.stop()
 
 
 def _explained(error: BaseException, run: Run) -> BaseException:

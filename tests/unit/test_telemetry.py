@@ -4,6 +4,7 @@ import urllib.request
 
 import pytest
 
+from reasoner import Config, train
 from reasoner.errors import UsageError
 from reasoner.telemetry import Telemetry
 
@@ -18,12 +19,18 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def read(port):
+    return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+
+
 def test_numbers_of_the_newest_step_and_the_fleets_on_loopback():
-    telemetry, port = Telemetry(fleet("server", serving=2, dead=1), fleet("worker", serving=1)), free_port()
+    telemetry, port = Telemetry(), free_port()
     with telemetry.served(port):
+        assert 'state="' not in read(port)  # nothing is known yet, and nothing fails
+        telemetry.watch(fleet("server", serving=2, dead=1), fleet("worker", serving=1))
         telemetry.publish({"step": 1, "pass_rate": 0.25})
         telemetry.publish({"step": 2, "pass_rate": 0.5, "entropy": None, "seconds": {"learn": 1.5}})
-        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
+        text = read(port)
         assert "reasoner_step 2.0" in text and "reasoner_pass_rate 0.5" in text
         assert 'reasoner_seconds{phase="learn"} 1.5' in text
         assert 'reasoner_replicas{kind="server",state="dead"} 1.0' in text
@@ -31,6 +38,15 @@ def test_numbers_of_the_newest_step_and_the_fleets_on_loopback():
         with pytest.raises(UsageError, match=f"--metrics-port {port}"), telemetry.served(port):
             pass
     with pytest.raises(OSError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+        read(port)
     with telemetry.served(0):
         pass
+
+
+def test_a_port_that_is_taken_is_an_error_before_anything_starts(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UsageError, match="--metrics-port"):
+            train(Config(runs_dir=str(tmp_path)), metrics_port=other.getsockname()[1])
+    assert not list(tmp_path.iterdir())
