@@ -4,11 +4,14 @@ thousands of small objects (512 completions: well under a millisecond instead of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
-from reasoner.types import Completion
+from reasoner.types import Completion, Group, Rollout
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,49 @@ class PackedCompletions:
             )
             for a, b, reason in zip(starts, ends, self.finish_reasons, strict=False)
         ]
+
+
+@dataclass(frozen=True)
+class PackedGroup:
+    """A group with the per-token arrays of its rollouts one after the other; see `Rollout` for the fields."""
+
+    group: Group  # without its rollouts
+    token_ids: np.ndarray  # (sum of lengths,) int32
+    action_mask: np.ndarray  # (sum of lengths,) bool
+    behaviour_logprobs: np.ndarray  # (sum of lengths,) float32
+    policy_version: np.ndarray  # (sum of lengths,) int32
+    lengths: tuple[int, ...]  # G
+    others: tuple[tuple[Any, ...], ...]  # G times the fields that are no arrays, in the order of `_OTHERS`
+
+    def unpack(self) -> Group:
+        """The group; its arrays are views of those here."""
+        ends = list(accumulate(self.lengths))
+        rollouts = (
+            Rollout(
+                token_ids=self.token_ids[a:b],
+                action_mask=self.action_mask[a:b],
+                behaviour_logprobs=self.behaviour_logprobs[a:b],
+                policy_version=self.policy_version[a:b],
+                **dict(zip(_OTHERS, others, strict=True)),
+            )
+            for a, b, others in zip([0, *ends], ends, self.others, strict=False)
+        )
+        return replace(self.group, rollouts=tuple(rollouts))
+
+
+_ARRAYS = ("token_ids", "action_mask", "behaviour_logprobs", "policy_version")
+_OTHERS = tuple(field.name for field in fields(Rollout) if field.name not in _ARRAYS)
+
+
+def pack_group(group: Group) -> PackedGroup:
+    """Raises ValueError for a group without rollouts."""
+    rollouts, others = group.rollouts, attrgetter(*_OTHERS)
+    return PackedGroup(
+        replace(group, rollouts=()),
+        *(np.concatenate([getattr(rollout, name) for rollout in rollouts]) for name in _ARRAYS),
+        lengths=tuple(len(rollout.token_ids) for rollout in rollouts),
+        others=tuple(others(rollout) for rollout in rollouts),
+    )
 
 
 def pack_sequences(sequences: Sequence[Sequence[int]]) -> PackedSequences:

@@ -21,6 +21,7 @@ import numpy as np
 from envs.tasks import TaskSource, chat_messages, render_prompt, source_of
 from reasoner.errors import ReasonerError, ServerError, UsageError
 from reasoner.types import NO_VERSION, Completion, Group, Rollout, SamplingParams, Task, Verdict
+from rollouts.packing import PackedGroup, pack_group
 from rollouts.sampler import Sampler
 from verifiers import VerifierPool
 from verifiers.base import describe_exception
@@ -32,6 +33,14 @@ class GroupResult:
 
     group: Group
     verify_seconds: float
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes a group travels packed: four arrays, not four a rollout."""
+        return _unpacked, (pack_group(self.group), self.verify_seconds)
+
+
+def _unpacked(packed: PackedGroup, verify_seconds: float) -> GroupResult:
+    return GroupResult(packed.unpack(), verify_seconds)
 
 
 @dataclass

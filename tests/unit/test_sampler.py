@@ -1,44 +1,11 @@
 import pickle
 
-import numpy as np
-import pytest
 import ray
 
 from reasoner.errors import ServerError, UsageError
-from reasoner.types import Completion
 from rollouts.http_sampler import HTTPSampler
-from rollouts.packing import pack_completions, pack_sequences
 from rollouts.sampler import RaySampler, Sampler, own_error
 from rollouts.scripted import ScriptedSampler
-
-
-def completion(tokens, reason="stop", version=1):
-    count = len(tokens)
-    return Completion(
-        np.array(tokens, np.int32),
-        -np.arange(count, dtype=np.float32),
-        np.full(count, version, np.int32),
-        reason,
-    )
-
-
-@pytest.mark.parametrize("sequences", [[], [[1, 2, 3]], [[1], [], [2, 3]], [[7] * 1000]])
-def test_sequences_survive_packing(sequences):
-    assert pack_sequences(sequences).unpack() == sequences
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_completions_survive_packing(count):
-    completions = [completion([5, 6, 7][:i], reason="length", version=i) for i in range(count)]
-    unpacked = pickle.loads(pickle.dumps(pack_completions(completions))).unpack()
-    assert len(unpacked) == count
-    for before, after in zip(completions, unpacked, strict=True):
-        np.testing.assert_array_equal(before.token_ids, after.token_ids)
-        np.testing.assert_array_equal(before.behaviour_logprobs, after.behaviour_logprobs)
-        np.testing.assert_array_equal(before.policy_version, after.policy_version)
-        assert before.finish_reason == after.finish_reason
-        assert after.token_ids.dtype == np.int32
-        assert after.behaviour_logprobs.dtype == np.float32
 
 
 def test_all_samplers_obey_the_protocol():
