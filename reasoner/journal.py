@@ -33,9 +33,8 @@ from reasoner.errors import ReasonerError
 from reasoner.rollout_files import Row
 from reasoner.types import NO_VERSION, Group, Rollout, SamplingParams
 
-_WAL_PAGES = (
-    10_000  # of 4 KiB: the background thread checkpoints long before; this bounds a run that never compacts
-)
+_PAGE_BYTES = 16 * 2**10  # of a new log: a rollout of 1,000 tokens is one page, not a chain of them
+_WAL_PAGES = 2_500  # the background thread checkpoints long before; this bounds a run that never compacts
 _TABLES = """
 CREATE TABLE IF NOT EXISTS sampling (id INTEGER PRIMARY KEY, params TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS groups (
@@ -264,6 +263,7 @@ class Journal:
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=30, check_same_thread=False, isolation_level=None)
+        db.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
         db.execute("PRAGMA journal_mode = WAL").fetchall()
         db.execute("PRAGMA synchronous = FULL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}").fetchall()

@@ -60,6 +60,14 @@ SCHEMA = pa.schema(
     metadata={"reasoner_format": FORMAT_VERSION},
 )
 
+#: Columns of Parquet that get a dictionary of their values. Those left out differ too much: it would
+#: make the file slower to write and larger.
+_WITH_DICTIONARY = [
+    f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+    for field in SCHEMA
+    if field.name not in ("completion", "prompt_ids", "token_ids", "behaviour_logprobs", "learner_logprobs")
+]
+
 
 class Row(NamedTuple):
     """One rollout as the SQLite log holds it; arrays are little-endian blobs (int32, uint8, float32)."""
@@ -223,7 +231,7 @@ def write_table(path: Path, table: pa.Table) -> None:
     try:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(table, temporary, compression="zstd")
+            pq.write_table(table, temporary, compression="zstd", use_dictionary=_WITH_DICTIONARY)
             fsync_file(temporary)
             os.replace(temporary, path)
             fsync_directory(path.parent)
