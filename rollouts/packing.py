@@ -85,12 +85,19 @@ _OTHERS = tuple(field.name for field in fields(Rollout) if field.name not in _AR
 
 def pack_group(group: Group) -> PackedGroup:
     """Raises ValueError for a group without rollouts."""
-    rollouts, others = group.rollouts, attrgetter(*_OTHERS)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(rollout, name) for rollout in group.rollouts])
+
+    others = attrgetter(*_OTHERS)
     return PackedGroup(
-        replace(group, rollouts=()),
-        *(np.concatenate([getattr(rollout, name) for rollout in rollouts]) for name in _ARRAYS),
-        lengths=tuple(len(rollout.token_ids) for rollout in rollouts),
-        others=tuple(others(rollout) for rollout in rollouts),
+        group=replace(group, rollouts=()),
+        token_ids=joined("token_ids"),
+        action_mask=joined("action_mask"),
+        behaviour_logprobs=joined("behaviour_logprobs"),
+        policy_version=joined("policy_version"),
+        lengths=tuple(len(rollout.token_ids) for rollout in group.rollouts),
+        others=tuple(others(rollout) for rollout in group.rollouts),
     )
 
 
