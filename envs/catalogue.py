@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from envs.hub import PRESETS
-from envs.tasks import BENCHMARKS, TaskSource, load_tasks
+from envs.tasks import BENCHMARKS, TaskSource, load_tasks, prompt_text
 from reasoner.errors import UsageError
 
 GENERATED = "unlimited"
@@ -31,13 +31,12 @@ def describe(spec: str) -> Entry:
     """The entry of a source, with its first training problem as the example."""
     source = load_tasks(spec)
     task = source.train(0)
-    prompt = task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"]
     return Entry(
         spec,
         size(source),
         str(getattr(source, "verifier", task.metadata.get("verifier", "math"))),
         str(getattr(source, "licence", "yours")),
-        f"{prompt}  →  {task.reference}",
+        f"{prompt_text(task.prompt)}  →  {task.reference}",
     )
 
 

@@ -2,7 +2,7 @@
 
 The name is one of `PRESETS`, a data set on the hub, or a local directory or file (.jsonl, .parquet). Options
 map columns to `prompt`, `reference`, `family`, `difficulty` and `id`, and choose `subset`, `split` (to train
-on) and `held_out` (to evaluate on; without one, a bucket of a stable hash of the prompts is held out). Of a
+on) and `held_out` (to evaluate on; without one, rows are held out by a stable hash of their prompts). Of a
 reference that is a worked solution, the final answer is kept: what stands after `####`, or in the last box.
 """
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 COLUMNS = ("prompt", "reference", "family", "difficulty", "id")
 OPTIONS = (*COLUMNS, "subset", "split", "held_out")
 HELD_OUT_ONE_IN = 32
+_HELD_OUT_LEAST = 8  # but at most a quarter of the set
 _SHOWN_SAMPLE = 1000  # rows whose columns are looked at
 Row = Mapping[str, Any]
 
@@ -83,8 +84,9 @@ def from_spec(spec: Spec, seed: int) -> FileTasks:
         held_rows = _rows(path, options.get("subset"), options["held_out"])
         held = _tasks(held_rows, options, path, options["held_out"])
     else:
-        held = [task for task in training if _is_held_out(task)]
-        training = [task for task in training if not _is_held_out(task)]
+        line = _held_out_below(training)
+        held = [task for task in training if _hash(task) < line]
+        training = [task for task in training if _hash(task) >= line]
     return FileTasks(
         f"hf:{name}",
         tuple(training),
@@ -128,12 +130,13 @@ def _tasks(rows: Iterable[Row], options: Mapping[str, str], path: str, split: st
     rows = rows if isinstance(rows, Sequence) or hasattr(rows, "column_names") else list(rows)
     columns = _columns(rows, path)
     chosen = {name: options.get(name, name) for name in COLUMNS}
-    for name in COLUMNS:
-        if chosen[name] not in columns and (name in options or name in ("prompt", "reference")):
-            raise UsageError(
-                f"hf:{path} has no column {chosen[name]!r} for {name}{nearest(chosen[name], columns)} "
-                f"(it has {', '.join(columns)}). Write hf:{path}({name}=COLUMN)"
-            )
+    needed = [name for name in COLUMNS if name in options or name in ("prompt", "reference")]
+    if missing := [name for name in needed if chosen[name] not in columns]:
+        absent = " and ".join(f"{chosen[n]!r} for {n}{nearest(chosen[n], columns)}" for n in missing)
+        raise UsageError(
+            f"hf:{path} has no column {absent} (it has {', '.join(columns)}). "
+            f"Write hf:{path}({', '.join(f'{name}=COLUMN' for name in missing)})"
+        )
     tasks = []
     for number, row in enumerate(rows):
         prompt, references = row.get(chosen["prompt"]), _references(row.get(chosen["reference"]))
@@ -184,6 +187,14 @@ def _number(given: Any) -> float:
     return float(digits) if digits.replace(".", "", 1).isdigit() else 0.0
 
 
-def _is_held_out(task: Task) -> bool:
+def _held_out_below(tasks: Sequence[Task]) -> int:
+    """Tasks whose prompt has a hash below this are held out: one in `HELD_OUT_ONE_IN`, and of a
+    small one, where that would be fewer, `_HELD_OUT_LEAST`."""
+    hashes = sorted({_hash(task) for task in tasks})
+    least = min(_HELD_OUT_LEAST, len(hashes) // 4)
+    return min(max(2**64 // HELD_OUT_ONE_IN, hashes[least]), hashes[-1])
+
+
+def _hash(task: Task) -> int:
     digest = blake2b(str(task.prompt).encode(), digest_size=8, person=b"reasoner-hf").digest()
-    return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
+    return int.from_bytes(digest, "big")

@@ -15,7 +15,7 @@ from typing import Any
 
 from reasoner.errors import UsageError
 
-_WEIGHT = re.compile(r"(.*)\*\s*(\d+(?:\.\d+)?|\.\d+)")
+_WEIGHT = re.compile(r"(.*)\*\s*(-?\d+(?:\.\d+)?|\.\d+)")
 _OPTION = re.compile(r"[A-Za-z_]\w*\s*=(?!=)")
 _BRACKETS = {")": "(", "]": "[", "}": "{"}
 
@@ -51,7 +51,7 @@ def split_outside(text: str, separator: str = ",") -> list[str]:
 
 
 def members(text: str) -> list[tuple[str, float]]:
-    """(spec, weight) of every member of a mixture, one for a plain spec. UsageError for a weight of 0."""
+    """(spec, weight) of every member of a mixture, one for a plain spec. UsageError for a weight <= 0."""
     specs: list[str] = []
     for piece in split_outside(text):
         if _OPTION.match(piece) and specs:
@@ -62,7 +62,7 @@ def members(text: str) -> list[tuple[str, float]]:
     for spec in specs:
         weighted = _WEIGHT.fullmatch(spec)
         name, weight = (weighted[1].strip(), float(weighted[2])) if weighted else (spec, 1.0)
-        if weight == 0:
+        if weight <= 0:
             raise UsageError(f"tasks {spec!r}: a weight must be positive")
         found.append((name, weight))
     return found

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from envs.base import TextEnv
 from envs.specs import members, nearest, read_spec
 from reasoner.errors import UsageError
-from reasoner.plugins import import_module
+from reasoner.plugins import import_file, import_module
 from reasoner.types import Task
 from verifiers.base import BUILT_IN
 
@@ -100,6 +100,13 @@ def verifiers_of(source: Any) -> set[str]:
     inside = getattr(source, "sources", None) or [getattr(source, "source", None)]
     named = str(getattr(source, "verifier", None) or "math").split(", ")
     return {*named, *(name for part in inside if part is not None for name in verifiers_of(part))}
+
+
+def prompt_text(prompt: str | tuple[Mapping[str, str], ...]) -> str:
+    """A prompt as people read it: a text as it is, chat messages behind the names of their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    return "  ".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 def chat_messages(task: Task, observation: str, source: TaskSource) -> list[dict[str, str]]:
@@ -257,8 +264,9 @@ def _reference(given: Any) -> str | tuple[str, ...]:
 
 def load_tasks(text: str, seed: int = 0) -> TaskSource:
     """The task source named by `text`: one of `SOURCES` with options (`arithmetic:levels=1-2`), a
-    `FILE.jsonl` (or .parquet), one of `BENCHMARKS`, `module:attribute` (a TaskSource, or a factory called
-    with `seed`), or several of these with weights (`arithmetic*3,rg:chain_sum(min_terms=2)`).
+    `FILE.jsonl` (or .parquet), one of `BENCHMARKS`, `module:attribute` or `FILE.py:attribute` (a TaskSource,
+    a factory called with `seed`, or a TextEnv class), or several of these with weights
+    (`arithmetic*3,rg:chain_sum(min_terms=2)`).
 
     UsageError says what is wrong with any other text and names the nearest known source."""
     if os.path.isfile(text):
@@ -286,23 +294,24 @@ def _load_one(text: str, seed: int) -> TaskSource:
     if text.endswith((".jsonl", ".parquet")):
         return read_tasks(Path(text), seed)
     module, _, attribute = text.partition(":")
-    if attribute and module.replace(".", "").replace("_", "").isalnum():
+    if attribute and (module.endswith(".py") or module.replace(".", "").replace("_", "").isalnum()):
         return _imported(module, attribute, text, seed)
     raise UsageError(
         f"unknown tasks {text!r}{nearest(family, [*SOURCES, *BENCHMARKS])} "
-        f"(known: {', '.join([*SOURCES, *BENCHMARKS])}, a .jsonl or .parquet file, module:attribute)"
+        f"(known: {', '.join([*SOURCES, *BENCHMARKS])}, a .jsonl or .parquet file, module:attribute, "
+        "FILE.py:attribute)"
     )
 
 
 def _imported(module: str, attribute: str, spec: str, seed: int) -> TaskSource:
-    if module.endswith(".py"):  # workers import an environment by name
-        raise UsageError(f"tasks {spec!r}: name the module, {module.removesuffix('.py')}:{attribute}")
     try:
-        home = import_module(module)
+        home = import_file(Path(module)) if module.endswith(".py") else import_module(module)
+    except UsageError:
+        raise
     except (Exception, SystemExit) as error:  # foreign code at import
         raise UsageError(f"cannot import the tasks {spec!r}: {type(error).__name__}: {error}") from error
     if not hasattr(home, attribute):
-        raise UsageError(f"the module {module!r} has no attribute {attribute!r} (tasks {spec!r})")
+        raise UsageError(f"{module} has no attribute {attribute!r} (tasks {spec!r})")
     found = getattr(home, attribute)
     if isinstance(found, TaskSource) and not isinstance(found, type):
         return found

@@ -366,10 +366,12 @@ def tasks(spec: str | None, count: int) -> None:
             example = " ".join(entry.example.split())
             shown = example if len(example) <= 90 else f"{example[:45]} … {example[-42:]}"
             click.echo(f"{entry.spec:34} {entry.size:10} {entry.verifier:22} {entry.licence:11} {shown}")
-        click.echo("Besides: FILE.jsonl, module:attribute, and mixtures such as 'arithmetic*3,rg:chain_sum'.")
+        click.echo(
+            "Besides: FILE.jsonl, FILE.py:attribute, module:attribute, mixtures: 'countdown*3,rg:gcd'."
+        )
         click.echo(f"For evaluation only: {', '.join(BENCHMARKS)} (or NAME:FILE.jsonl).")
         return
-    from envs.tasks import load_tasks, splits_of
+    from envs.tasks import load_tasks, prompt_text, splits_of
 
     source = load_tasks(spec, seed=0)
     streams = []
@@ -379,8 +381,11 @@ def tasks(spec: str | None, count: int) -> None:
     for name, examples_ in streams:
         for task in examples_:
             click.echo(
-                f"{name:9} {task.family:10} level {task.difficulty:g}  {task.prompt}  →  {task.reference}"
+                f"{name:9} {task.family:10} level {task.difficulty:g}  {prompt_text(task.prompt)}  →  "
+                f"{' or '.join(task.references)}"
             )
+        if not examples_:
+            click.echo(f"{name:9} (no tasks)")
 
 
 @command(epilog=examples("reasoner doctor", "reasoner doctor --cluster 10.0.0.1:6379"))

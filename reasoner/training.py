@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from envs.tasks import TaskSource, load_tasks, source_of
+from envs.tasks import TaskSource, load_tasks, prompt_text, source_of
 from reasoner import cluster, fingerprint
 from reasoner.alarms import Alarms
 from reasoner.checkpoint import CheckpointStore, load_state
@@ -414,7 +414,9 @@ class Loop:
             self.display.message(message)
         sample = _sample(out.all_groups)
         self.telemetry.publish(line)
-        self.display.update(self.metrics.write(line), sample, str(sample.task.prompt) if sample else "")
+        self.display.update(
+            self.metrics.write(line), sample, prompt_text(sample.task.prompt) if sample else ""
+        )
         due = self.config.checkpoint.every and step % self.config.checkpoint.every == 0
         if (due or self.learner.save_due) and not final:
             self.save()

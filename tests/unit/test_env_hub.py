@@ -47,6 +47,24 @@ def source_spec(path):
     return f"hf:{path}(prompt=question, reference=answer, difficulty=level)"
 
 
+@pytest.mark.parametrize(("rows", "held"), [(1, 0), (4, 1), (20, 5), (40, 8), (100, 8)])
+def test_a_small_set_has_held_out_rows_too(tmp_path, rows, held):
+    lines = tmp_path / "few.jsonl"
+    lines.write_text("\n".join(map(json.dumps, ROWS[:rows])))
+    source = load_tasks(source_spec(lines))
+    assert len(source.split("held_out", 99)) == held and len(source.training) == rows - held
+
+
+def test_rows_with_the_same_prompt_are_on_the_same_side(tmp_path):
+    lines = tmp_path / "twice.jsonl"
+    lines.write_text("\n".join(map(json.dumps, [*ROWS[:20], *ROWS[:20]])))
+    source = load_tasks(source_spec(lines))
+    held = {t.prompt for t in source.split("held_out", 99)}
+    assert held and not held & {t.prompt for t in source.training}
+    lines.write_text("\n".join(map(json.dumps, ROWS[:1] * 20)))
+    assert len(load_tasks(source_spec(lines)).training) == 20
+
+
 def test_json_lines_and_a_saved_data_set_give_the_same(parquet, tmp_path):
     lines = tmp_path / "sums.jsonl"
     lines.write_text("\n".join(map(json.dumps, ROWS)))

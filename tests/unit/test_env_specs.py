@@ -73,6 +73,7 @@ def test_a_spec_taken_apart():
         ("arithmetic(levels=2", "'\\(' is never closed"),
         ("arithmetic)", "closes nothing"),
         ("arithmetic*0,arithmetic", "weight must be positive"),
+        ("arithmetic*-1,countdown", "weight must be positive"),
         ("arithmetic(level=2)", "did you mean 'levels'"),
         ("arithmetic(easy)", "'easy' is no option"),
         ("arithmetic(levels=3-1)", "3 is more than 1"),

@@ -5,8 +5,10 @@ import sys
 import types
 
 import pytest
+from click.testing import CliRunner
 
 from envs import ArithmeticTasks, FileTasks, TaskSource, TextEnv, load_tasks, render_prompt
+from reasoner.cli import main
 from reasoner.errors import UsageError
 from reasoner.types import Task
 
@@ -52,6 +54,37 @@ def test_a_task_source_of_ones_own(monkeypatch):
     module.make = lambda seed: ArithmeticTasks(seed, levels=(1,))
     monkeypatch.setitem(sys.modules, "my_tasks", module)
     assert load_tasks("my_tasks:make", 7) == ArithmeticTasks(7, levels=(1,))
+
+
+def test_sources_and_environments_in_a_file_of_ones_own(tmp_path):
+    file = tmp_path / "my.tasks.py"
+    file.write_text(
+        "from dataclasses import replace\n"
+        "from envs import SingleTurnEnv\n"
+        "from envs.arithmetic import ArithmeticTasks\n"
+        "source = ArithmeticTasks(levels=(2,))\n"
+        "def made(seed): return replace(source, seed=seed)\n"
+        "class Env(SingleTurnEnv):\n"
+        "    def __init__(self): super().__init__(draw=source.train)\n"
+    )
+    assert load_tasks(f"{file}:source").train(0).difficulty == 2
+    assert load_tasks(f"{file}:made", 5).train(1) == ArithmeticTasks(5, levels=(2,)).train(1)
+    assert load_tasks(f"{file}:Env").split("held_out", 3)
+    assert load_tasks(f"countdown,{file}:source").split("held_out", 4)[3].family
+    with pytest.raises(UsageError, match=r"my\.tasks\.py has no attribute 'sauce'"):
+        load_tasks(f"{file}:sauce")
+    with pytest.raises(UsageError, match=r"no such file: .*nowhere\.py"):
+        load_tasks(f"{tmp_path}/nowhere.py:source")
+    file.write_text("1 / 0")
+    with pytest.raises(UsageError, match="ZeroDivisionError"):
+        load_tasks(f"{file}:source")
+
+
+def test_chat_prompts_are_shown_as_people_read_them(tmp_path):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
+    file = write(tmp_path, {"prompt": messages, "reference": ["4", "four"]})
+    shown = CliRunner().invoke(main, ["tasks", file, "--count", "1"]).output
+    assert "system: Be brief.  user: 2+2?  →  4 or four" in shown and "{" not in shown
 
 
 def test_a_file_of_tasks(tmp_path):
