@@ -36,6 +36,7 @@ import numpy as np
 from benchmarks.figures import Figure, ratio, report
 
 WARM_UP = 3  # steps left out
+RUN_S = 3600.0  # for one run
 STALENESS = 2
 RUNS = {
     "alone": ["--learner.threads=1"],
@@ -50,7 +51,7 @@ def steps_of(kind: str, steps: int, extra: list[str]) -> list[dict[str, Any]]:
         flags = [f"--runs_dir={directory}", "--name=r", f"--steps={steps + WARM_UP + 1}", "--eval.every=0"]
         cheap = ["--eval.problems=1", "--eval.samples=1", "--checkpoint.every=0"]
         command = [sys.executable, "-m", "reasoner.cli", "train", *flags, *cheap, *RUNS[kind], *extra]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
         if done.returncode != 0:
             raise RuntimeError(f"the run {kind} failed:\n{done.stdout}{done.stderr}")
         lines = (Path(directory) / "r" / "metrics.jsonl").read_text().splitlines()

@@ -23,6 +23,7 @@ from benchmarks.figures import Figure, report
 from reasoner.metrics import PHASES
 
 STEPS = 8
+RUN_S = 1800.0
 WARM_UP = 2  # steps left out of the shares
 
 
@@ -37,7 +38,7 @@ def short_run() -> tuple[list[Figure], dict[str, object]]:
         while process.poll() is None and not (metrics.exists() and '"step": 1,' in metrics.read_text()):
             time.sleep(0.05)
         first_step_s = time.perf_counter() - started
-        output = process.communicate()[0]
+        output = process.communicate(timeout=RUN_S)[0]
         if process.returncode != 0:
             raise RuntimeError(f"the short run failed:\n{output}")
         lines = [json.loads(line) for line in metrics.read_text().splitlines()][1 + WARM_UP :]

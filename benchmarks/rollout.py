@@ -29,6 +29,8 @@ from rollouts.sampler import RaySampler
 from rollouts.server import ServerConfig, start_server
 from rollouts.vllm_core import engine_args, set_environment
 
+ANSWER_S = 1800.0  # for one call of a server
+
 
 class OfflineVLLM:
     """vLLM's `LLM` as its documentation shows it, with the engine settings of our server."""
@@ -70,7 +72,7 @@ async def _ours(sampler: RaySampler, prompts: list[list[int]], tokens: int, call
 
 
 def _theirs(offline: Any, prompts: list[list[int]], tokens: int) -> float:
-    generated, seconds = ray.get(offline.generate.remote(prompts, tokens))
+    generated, seconds = ray.get(offline.generate.remote(prompts, tokens), timeout=ANSWER_S)
     if generated != tokens * len(prompts):
         raise RuntimeError(f"expected {tokens * len(prompts)} tokens, got {generated}")
     return generated / seconds
@@ -87,7 +89,7 @@ def run(
             model=str(endless), max_model_len=max(tokens) + 64, max_num_seqs=num_seqs, threads=threads
         )
         actor = start_server(config, name="bench-rollout", log_dir=directory, timeout_s=600)
-        startup_s = ray.get(actor.stats.remote()).startup_s
+        startup_s = ray.get(actor.stats.remote(), timeout=ANSWER_S).startup_s
         offline = ray.remote(OfflineVLLM).options(num_cpus=0).remote(config)
         rng = np.random.default_rng(0)
         batch = [rng.integers(2, vocab, 12).tolist() for _ in range(prompts)]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # The interpreter that has math-verify need not have anything of ours: imports of ours are made on use.
 WARM_UP = 30
 DEADLINE_S = 5.0
+CHILD_S = 3600.0  # for everything that one interpreter has to verify
 SCALING_LINES = 20_000
 
 
@@ -98,6 +99,7 @@ def in_process(python: str, which: str, work: list[dict]) -> dict:
         text=True,
         env=env,
         check=True,
+        timeout=CHILD_S,
     )
     return json.loads(done.stdout.splitlines()[-1])
 

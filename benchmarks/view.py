@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from benchmarks.figures import Figure, report
 from reasoner.rollout_files import SCHEMA, step_path, write_table
 
 PER_STEP = 512
+START_S = 60.0
 GROUP = 16
 FIRST_PAGE = ("/", "/view.css", "/view.js", "/api/state", "/api/curves")
 FILTERS = (
@@ -103,7 +105,13 @@ def measure(run: Path, repeats: int) -> tuple[list[Figure], dict[str, list[float
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            address = server.stdout.readline().split()[0]
+            overdue = threading.Timer(START_S, server.kill)
+            overdue.start()
+            line = server.stdout.readline()
+            overdue.cancel()
+            if not line:
+                raise RuntimeError(f"the view did not start within {START_S:.0f} s")
+            address = line.split()[0]
             with httpx.Client(base_url=address, timeout=120) as client:
                 return _ask(client, repeats)
         finally:

@@ -37,6 +37,7 @@ from verifiers import VerifierPool
 from verifiers.by_task import expecting
 
 STATS_S = 2.0
+TURN_S = 600.0  # for colocated servers to give their memory back, or to take it again
 TOGETHER_S = 20.0  # a run begins with the servers that are ready so long after the first; others join later
 
 
@@ -77,10 +78,17 @@ class Processes:
 
     def sleep_servers(self) -> None:
         """Colocated on a GPU: servers give their memory back while the learner works."""
-        ray.get([sampler.actor.sleep.remote() for sampler in self._own_servers()])
+        self._all_servers("go to sleep", lambda actor: actor.sleep.remote())
 
     def wake_servers(self) -> None:
-        ray.get([sampler.actor.wake_up.remote() for sampler in self._own_servers()])
+        self._all_servers("wake up", lambda actor: actor.wake_up.remote())
+
+    def _all_servers(self, what: str, call: Callable[[Any], Any]) -> None:
+        """Raises ServerError when one of our own serving servers does not do it in time."""
+        try:
+            ray.get([call(sampler.actor) for sampler in self._own_servers()], timeout=TURN_S)
+        except ray.exceptions.GetTimeoutError:
+            raise ServerError(f"a vLLM server did not {what} within {TURN_S:.0f} s") from None
 
     def tokens_generated(self) -> int:
         """Tokens our own servers have sampled so far: whether a slow run is alive."""

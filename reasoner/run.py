@@ -28,6 +28,7 @@ from reasoner.trackers import check_trackers
 from verifiers import load_verifier
 
 FREE_DISK_GIB = 1.0
+GIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -207,19 +208,22 @@ def provenance() -> dict[str, str]:
             versions[name.replace("-", "_")] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    revision = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "git_revision": revision.stdout.strip() or "unknown",
+        "git_revision": _git_revision(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **versions,
     }
+
+
+def _git_revision() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=GIT_S)
+    except (OSError, subprocess.TimeoutExpired):  # no git here, or a disk that does not answer
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def _new_path(config: Config) -> Path:

@@ -39,16 +39,16 @@ from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.redo import finished_steps
 from reasoner.run import Run, config_at, config_files, prepare
+from reasoner.stall import StallWatch
 from reasoner.telemetry import Telemetry
 from reasoner.trackers import trackers_of
-from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, SyncReport
+from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, SyncReport, Task
 from reasoner.update import lr_scale, prepare_update, select_groups
 from rollouts.queue import RolloutQueue
 from rollouts.worker import GroupResult
 
 log = logging.getLogger(__name__)
 
-STALL_S = 900.0  # nothing finished and no token was sampled for this long: something hangs
 MAX_REPLACED = (
     4  # replaced groups a step, in batches: a policy that solves everything must not sample forever
 )
@@ -275,21 +275,17 @@ class Loop:
 
     def _pump(self, until: Callable[[], bool]) -> None:
         """Keeps sampling going and takes in what finishes, until the condition holds."""
-        deadline, tokens = time.monotonic() + STALL_S, 0
+        watch = self._stall_watch(lambda: f"{len(self.calls)} groups are running")
+        rounds = 0  # in which something finished
         while not until():
             self._admit()
-            if self._arrivals(timeout_s=1.0):
-                deadline = time.monotonic() + STALL_S
+            rounds += self._arrivals(timeout_s=1.0)
             self._tend()
-            if time.monotonic() > deadline:
-                tokens, before = self.processes.tokens_generated(), tokens
-                if tokens > before:  # long chains of thought: slow is not stuck
-                    deadline = time.monotonic() + STALL_S
-                    continue
-                raise ReasonerError(
-                    f"no group finished for {STALL_S:.0f} s ({len(self.calls)} running); "
-                    f"logs: {self.run_.log_dir}"
-                )
+            watch.check(rounds)
+
+    def _stall_watch(self, waiting: Callable[[], str]) -> StallWatch:
+        tokens = None if self.config.server.addresses else self.processes.tokens_generated
+        return StallWatch(tokens, lambda: f"{waiting()} (logs: {self.run_.log_dir})")
 
     def _admit(self) -> None:
         for _ in range(self.queue.admissible):
@@ -377,15 +373,24 @@ class Loop:
             if not tasks:
                 continue
             self.display.status(f"evaluating {split}: {len(tasks)} problems × {config.samples}")
-            groups = evaluate_split(
-                self.dispatcher, tasks, config.samples, self._sampling(), on_wait=self._tend
-            )
-            check_scored(groups)
-            result[split] = summarise(groups)
+            result[split] = self._evaluate_split(split, tasks)
         rate = result.get("held_out", {}).get("pass@1")
         if rate is not None:
             self.last_evaluation = (self.progress.step, rate)
         return result
+
+    def _evaluate_split(self, split: str, tasks: Sequence[Task]) -> dict[str, Any]:
+        watch = self._stall_watch(lambda: f"{split} is being evaluated")
+
+        def tend(finished: int) -> None:
+            self._tend()
+            watch.check(finished)
+
+        groups = evaluate_split(
+            self.dispatcher, tasks, self.config.eval.samples, self._sampling(), on_wait=tend
+        )
+        check_scored(groups)
+        return summarise(groups)
 
     def _record_initial_evaluation(self) -> None:
         evaluation = self.evaluate()

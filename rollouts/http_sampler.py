@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from reasoner.types import Completion, SamplingParams
 
 PROBING, FAILED = "probing:", "failed:"  # prefixes of a weight version while, and after, it is in doubt
 POLL_S = 0.02
+VERDICT_S = 600.0  # for the learner to say whether the weights it gave are right
 
 
 class HTTPSampler:
@@ -194,7 +196,12 @@ class HTTPSampler:
 
     async def _wait_for_verdict(self) -> None:
         """Tokens sampled while the learner was still checking the weights count only if it was content."""
+        deadline = time.monotonic() + VERDICT_S
         while (label := await self.version_label()).startswith(PROBING):
+            if time.monotonic() > deadline:
+                raise ServerLost(
+                    f"nobody has confirmed the weights of server {self.url} for {VERDICT_S:.0f} s: {label}"
+                )
             await asyncio.sleep(POLL_S)
         if label.startswith(FAILED):
             raise ServerLost(f"server {self.url} has wrong weights: {label}")

@@ -18,6 +18,7 @@ import queue
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ from verifiers.base import Verifier, load_verifier
 from verifiers.inline import answers_inline
 
 START_TIMEOUT_S = 120.0  # a plug-in may import a lot, on a loaded machine
+SEND_TIMEOUT_S = 60.0  # for a process to read what it is to verify
 GRACE_S = 0.5  # after the worker's own deadline
 READ_BYTES = 1 << 18
 COLLECT_S = 0.002  # answers that follow one another this closely are collected together
@@ -63,6 +65,8 @@ class _Process:
 
     def __init__(self, payload: tuple[str, Any], timeout_s: float, memory_mib: int | None) -> None:
         ours, theirs = socket.socketpair()
+        # A process that has stopped reading must not hold us for ever, either: sending raises OSError then.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_TIMEOUT_S), 0))
         env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         path = json.dumps([p or os.getcwd() for p in sys.path])
         self.popen = subprocess.Popen(

@@ -15,6 +15,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
+INSTALL_S = 3600.0
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".bench" / "trl"
 LOCK = ROOT / "requirements" / "trl.lock"
@@ -31,7 +32,7 @@ def interpreter() -> Path:
         return python
     venv.create(HOME, with_pip=True, clear=True)
     installed = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(LOCK)]
-    subprocess.run(installed, check=True)
+    subprocess.run(installed, check=True, timeout=INSTALL_S)
     packages = next((HOME / "lib").glob("python*/site-packages"))
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     stamp.write_text(LOCK.read_text())

@@ -12,9 +12,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+ANSWER_S = 1800.0  # for one answer; the first one includes the imports
 
 
 class Worker:
@@ -41,10 +44,18 @@ class Worker:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        overdue = threading.Timer(ANSWER_S, self._process.kill)
+        overdue.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            overdue.cancel()
         if not line:
-            self._process.wait()
-            raise RuntimeError(f"a side of the comparison ended:\n{self._log.read_text()[-3000:]}")
+            code = self._process.wait(timeout=ANSWER_S)
+            raise RuntimeError(
+                f"a side of the comparison ended with {code}, or was killed after {ANSWER_S:.0f} s without "
+                f"an answer:\n{self._log.read_text()[-3000:]}"
+            )
         return json.loads(line)
 
     def close(self) -> None:

@@ -25,15 +25,15 @@ def evaluate_split(
     params: SamplingParams,
     *,
     chunk: int = 64,
-    on_wait: Callable[[], None] = lambda: None,
+    on_wait: Callable[[int], None] = lambda finished: None,
 ) -> list[Group]:
-    """`samples` verified rollouts of every task, in task order. `on_wait` is called about once a second;
-    it may raise to stop."""
+    """`samples` verified rollouts of every task, in task order. `on_wait` is called about once a second with
+    the number of requests (of `chunk` tasks each) that have finished; it may raise to stop."""
     starts = range(0, len(tasks), chunk)
     tickets = [dispatcher.submit(tasks[i : i + chunk], samples, params, i) for i in starts]
     results: dict[int, list[Group]] = {}
     while len(results) < len(tickets):
-        on_wait()
+        on_wait(len(results))
         for ticket, finished in dispatcher.finished(tickets, timeout_s=1.0).items():
             results[ticket] = [result.group for result in finished]
     return [group for ticket in tickets for group in results[ticket]]

@@ -315,6 +315,15 @@ def test_a_worker_that_dies_while_idle_is_replaced() -> None:
         assert pool.verify_group(["84"], TASK)[0].is_correct
 
 
+def test_a_worker_that_reads_nothing_does_not_hold_its_caller(monkeypatch) -> None:
+    monkeypatch.setattr("verifiers.pool.SEND_TIMEOUT_S", 1)
+    with VerifierPool("math", workers=1) as pool:
+        assert pool.verify_group(["\\boxed{84}"], TASK)[0].is_correct
+        os.kill(pool.pids[0], signal.SIGSTOP)
+        (verdict,) = pool.verify_group(["x" * 4_000_000 + "\\boxed{84}"], TASK)  # more than the socket holds
+        assert verdict.is_correct
+
+
 def test_validate_finds_bad_tasks_and_careless_verifiers() -> None:
     tasks = [Task("good", "", "84"), Task("bad", "", r"\frac{1}{"), Task("list", "", ("1", "2"))]
     found = validate(tasks)
