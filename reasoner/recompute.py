@@ -47,6 +47,8 @@ class Divergence:
     allowed: float
 
     def __str__(self) -> str:
+        if not math.isfinite(self.difference):
+            return f"step {self.step}: {self.tensor} (not finite, or another shape, in one of the two)"
         return f"step {self.step}: {self.tensor} (off by {self.difference:.3g}, allowed {self.allowed:g})"
 
 

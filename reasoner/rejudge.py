@@ -116,10 +116,23 @@ class Judge:
         return [pool.submit_group([r.completion for r in g.rollouts], g.task) for g in groups]
 
     def collect(
-        self, step: int | None, groups: Sequence[Group], futures: Sequence[Future[list[Verdict]]]
+        self,
+        step: int | None,
+        groups: Sequence[Group],
+        futures: Sequence[Future[list[Verdict]]],
+        before: Sequence[Config] = (),
     ) -> None:
-        """Waits for the verdicts of `submit` and compares them."""
-        self.rewards.add(step, groups, [future.result() for future in futures])
+        """Waits for the verdicts of `submit` and compares them. A group may have been sampled before a resume
+        that changed the verifier, and trained on after it: `before` are the configurations of then."""
+        found = [future.result() for future in futures]
+        for config in before:
+            odd = [i for i, group in enumerate(groups) if _differ(group, found[i])]
+            if odd and self._verifier is None and self.can_judge(config):
+                again = [future.result() for future in self.submit([groups[i] for i in odd], config)]
+                found = [*found]
+                for i, verdicts in zip(odd, again, strict=True):
+                    found[i] = found[i] if _differ(groups[i], verdicts) else verdicts
+        self.rewards.add(step, groups, found)
 
     def _pool(self, config: Config) -> VerifierPool:
         keys = config.verifier
@@ -137,6 +150,11 @@ class Judge:
 
     def __exit__(self, *exc: Any) -> None:
         self._stack.__exit__(*exc)
+
+
+def _differ(group: Group, found: Sequence[Verdict]) -> bool:
+    pairs = zip(group.rollouts, found, strict=True)
+    return any(r.verdict is not None and r.verdict.reward != new.reward for r, new in pairs)
 
 
 def _mean(rewards: Sequence[float | None]) -> float | None:

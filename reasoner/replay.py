@@ -19,7 +19,7 @@ from reasoner.metrics import read_metrics
 from reasoner.model_source import resolve_model
 from reasoner.rejudge import Judge, Rewards
 from reasoner.rollout_files import groups_of
-from reasoner.run import config_files
+from reasoner.run import config_at, config_files
 
 if TYPE_CHECKING:
     from reasoner.recompute import Recomputation
@@ -107,7 +107,7 @@ def replay(
                 _replay_step(run, step, metrics[step], configs, judge, updates)
                 on_step(step - start, last - start)
             if stop is None:
-                _judge_unused(run, configs[-1][1], judge)
+                _judge_unused(run, configs, judge)
     finally:
         if updates is not None:
             updates.close()
@@ -146,18 +146,25 @@ def _replay_step(
             "it is incomplete"
         )
     groups = groups_of(table)
-    config = next(c for until, c in configs if until is None or step <= until)
+    config = config_at(configs, step)
     futures = judge.submit(groups, config) if judge.can_judge(config) else None
     if updates is not None:
         updates.step(step, table, groups)
     if futures is not None:
-        judge.collect(step, groups, futures)
+        judge.collect(step, groups, futures, _other_verifiers(configs, config))
 
 
-def _judge_unused(run: Path, config: Config, judge: Judge) -> None:
-    groups = groups_of(read_step(run, None))
+def _judge_unused(run: Path, configs: Sequence[tuple[int | None, Config]], judge: Judge) -> None:
+    groups, config = groups_of(read_step(run, None)), configs[-1][1]
     if groups and judge.can_judge(config):
-        judge.collect(None, groups, judge.submit(groups, config))
+        judge.collect(None, groups, judge.submit(groups, config), _other_verifiers(configs, config))
+
+
+def _other_verifiers(configs: Sequence[tuple[int | None, Config]], config: Config) -> list[Config]:
+    """The configurations before `config` that had another verifier, the latest first."""
+    all_of_them = [c for _, c in configs]
+    before = all_of_them[: all_of_them.index(config)]
+    return [c for c in reversed(before) if c.verifier != config.verifier]
 
 
 def describe(result: Replay) -> Iterator[str]:

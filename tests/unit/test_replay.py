@@ -22,7 +22,7 @@ from reasoner.config import Config, LearnerKeys, RolloutConfig, config_toml, loa
 from reasoner.errors import UsageError
 from reasoner.journal import Journal
 from reasoner.learner import Learner, LearnerConfig
-from reasoner.metrics import MetricsWriter, step_metrics
+from reasoner.metrics import MetricsWriter, read_metrics, step_metrics
 from reasoner.replay import describe, replay
 from reasoner.rollout_files import read_table, step_path, write_table
 from reasoner.types import Group, Rollout, SamplingParams, Task, Verdict
@@ -42,7 +42,7 @@ def make_model(path: Path) -> Path:
     return path
 
 
-def make_group(index: int, version: int) -> Group:
+def make_group(index: int, version: int, behaviour_logprob: float = -3.0) -> Group:
     """Rollouts whose answers are 0 to 3; the reference is 1. Every fifth group has no signal."""
     rng = np.random.default_rng(index)
     task = Task(f"t{index}", "1+0=", "1")
@@ -55,7 +55,7 @@ def make_group(index: int, version: int) -> Group:
             task,
             rng.integers(0, VOCAB, length).astype(np.int32),
             mask,
-            np.where(mask, -3.0, 0).astype(np.float32),
+            np.where(mask, behaviour_logprob, 0).astype(np.float32),
             np.where(mask, version, -1).astype(np.int32),
             f"\\boxed{{{answer}}}",
             True,
@@ -66,8 +66,11 @@ def make_group(index: int, version: int) -> Group:
     return Group(task, tuple(rollout(i) for i in range(G)), index)
 
 
-def make_run(path: Path, model: Path, *, resumed_with: dict | None = None, **learner_keys) -> Path:
-    """What the loop leaves behind; after step 2 it is resumed with other learner settings, if any."""
+def make_run(
+    path: Path, model: Path, *, resumed_with: dict | None = None, nan_step: int = 0, **learner_keys
+) -> Path:
+    """What the loop leaves behind; after step 2 it is resumed with other learner settings, if any. In
+    `nan_step` a group has no finite logprobs."""
     rollout = RolloutConfig(groups_per_step=GROUPS, group_size=G, max_tokens=16)
     config = Config(
         model=str(model),
@@ -98,6 +101,8 @@ def make_run(path: Path, model: Path, *, resumed_with: dict | None = None, **lea
                 learner.load_trainer(store.path(2) / "trainer")
                 fingerprint.record(path, 2, fingerprint.fingerprint(learner))
             groups = [make_group(GROUPS * step - i, step - 1) for i in range(GROUPS)]
+            if step == nan_step:
+                groups[1] = make_group(groups[1].index, step - 1, np.nan)
             journal.append_groups(None, groups, SamplingParams(16))
             kept, filtered = select_groups(groups, config)
             prepared = prepare_update(kept, config)
@@ -159,6 +164,29 @@ def test_a_resumed_run_is_replayed_under_each_of_its_configurations(tmp_path, le
     result = replay(run)
     assert result.reproduced and result.updates.exact
     assert set(result.updates.checkpoints.values()) == {"identical"}
+
+
+def test_a_skipped_update_is_skipped_again(tmp_path):
+    run = make_run(tmp_path / "run", make_model(tmp_path / "model"), nan_step=3, minibatches=2)
+    line = next(line for line in read_metrics(run) if line["step"] == 3)
+    assert line["grad_norm"] is None and line["skipped_updates"] >= 1
+    result = replay(run)
+    assert result.reproduced and result.updates.exact
+    assert set(result.updates.checkpoints.values()) == {"identical"}
+    json.dumps(result.to_json(), allow_nan=False)
+
+
+def test_groups_verified_before_a_resume_with_another_verifier(run, tmp_path, monkeypatch):
+    (tmp_path / "strict.py").write_text("def never(completion, task):\n    return False\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (run / "config.toml").read_text()
+    assert text.count('name = "auto"') == 1
+    (run / "config.toml").write_text(text.replace('name = "auto"', 'name = "strict:never"'))
+    wrong = replay(run).rewards.disagreements
+    assert {d.step for d in wrong} == {1, 2, 3, 4}, "nothing says that another verifier was ever in force"
+    (run / "config_until_000002.toml").write_text(text)
+    result = replay(run)
+    assert result.reproduced and result.rewards.verifiers == ["auto", "strict:never"]
 
 
 def test_replay_can_start_from_a_checkpoint_and_stop_early(run):
