@@ -116,3 +116,25 @@ def test_python_compiles_and_imports_what_exists(block: Block) -> None:
             module = importlib.import_module(node.module or "")
             for alias in node.names:
                 assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
+
+
+def messages() -> set[str]:
+    """Every text in our sources, with `…` for what an f-string puts in."""
+    found = set()
+    for path in (path for package in OURS for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.add("".join(p.value if isinstance(p, ast.Constant) else "…" for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+    return found
+
+
+def test_messages_of_the_faq_are_still_ours() -> None:
+    headings = re.findall(r"^### `([^`]+ [^`]+)`$", (ROOT / "docs/faq.md").read_text(), re.M)
+    patterns = [".*".join(map(re.escape, re.split("…", heading))) for heading in headings]
+    ours = messages()
+    missing = [
+        h for h, p in zip(headings, patterns, strict=True) if not any(re.search(p, m, re.S) for m in ours)
+    ]
+    assert len(headings) > 10 and not missing
