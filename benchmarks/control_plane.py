@@ -3,8 +3,9 @@
 `control_plane_completions_per_s`: requests go out through the dispatcher to Ray workers, whose scripted
 samplers answer with completions of 1,000 tokens; the groups come back to the driver, into the queue by the
 admission rule, and out of it as batches. The journal, which makes each group durable with an fsync a batch,
-is measured as `control_plane_journaled_completions_per_s` in the same way: it is the disk's figure as much
-as ours. `control_plane_memory_mib` is what the driver grew by over the second half of the longer run.
+is measured as `control_plane_journaled_completions_per_s` in the same way, until every step's rollouts are in
+their Parquet file: it is the disk's figure as much as ours. `control_plane_memory_mib` is what the driver
+grew by over the second half of the run without it.
 
 The workers only hand out groups that they made beforehand, one for each request: making them is no part of
 the control plane.
@@ -25,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import psutil
-import ray
 
 from benchmarks.figures import Figure, report
+from reasoner.cluster import connected
 from reasoner.journal import Journal
 from reasoner.types import NO_VERSION, Group, Rollout, SamplingParams, Task, Verdict
 from rollouts.dispatch import Dispatcher
@@ -37,30 +38,31 @@ from rollouts.queue import RolloutQueue
 from rollouts.worker import GroupResult
 
 TOKENS, PROMPT, GROUP, GROUPS_PER_STEP = 1000, 24, 16, 32
+VARIANTS = 16  # of groups: the same text in every row would compress too well
 PARAMS = SamplingParams(max_tokens=TOKENS)
 
 
 class ScriptedWorker:
-    """Answers with a group of `TOKENS` random tokens per rollout, under the index it is asked for."""
+    """Answers with one of `VARIANTS` groups of `TOKENS` random tokens per rollout, under the index it is
+    asked for."""
 
     async def setup(self, log_file: Path) -> None:
         rng = np.random.default_rng(0)
         length = PROMPT + TOKENS
-        action = np.arange(length) >= PROMPT
-        self._action = action
-        self._rollouts = tuple(
-            Rollout(
-                task=Task("t", "1+1", "2"),
-                token_ids=rng.integers(0, 30_000, length, dtype=np.int32),
-                action_mask=action,
-                behaviour_logprobs=rng.standard_normal(length, dtype=np.float32),
-                policy_version=np.full(length, NO_VERSION, np.int32),
-                completion="x" * 3 * TOKENS,
-                terminated=True,
-                truncated=False,
-                verdict=Verdict.correct("2"),
-            )
-            for _ in range(GROUP)
+        self._action = np.arange(length) >= PROMPT
+        self._groups = [tuple(self._rollout(rng, length) for _ in range(GROUP)) for _ in range(VARIANTS)]
+
+    def _rollout(self, rng: np.random.Generator, length: int) -> Rollout:
+        return Rollout(
+            task=Task("t", "1+1", "2"),
+            token_ids=rng.integers(0, 30_000, length, dtype=np.int32),
+            action_mask=self._action,
+            behaviour_logprobs=rng.standard_normal(length, dtype=np.float32),
+            policy_version=np.full(length, NO_VERSION, np.int32),
+            completion=rng.integers(97, 123, 3 * TOKENS, dtype=np.uint8).tobytes().decode(),
+            terminated=True,
+            truncated=False,
+            verdict=Verdict.correct("2"),
         )
 
     async def run(
@@ -68,7 +70,8 @@ class ScriptedWorker:
     ) -> list[GroupResult]:
         (task,) = tasks
         versions = np.where(self._action, sampler.version, NO_VERSION).astype(np.int32)
-        rollouts = tuple(replace(r, task=task, policy_version=versions.copy()) for r in self._rollouts)
+        group = self._groups[first_index % VARIANTS]
+        rollouts = tuple(replace(r, task=task, policy_version=versions) for r in group)
         return [GroupResult(Group(task, rollouts, first_index), 0.0)]
 
     async def ping(self) -> None: ...
@@ -103,7 +106,7 @@ def move(
     queue = RolloutQueue(GROUPS_PER_STEP, max_staleness=1, max_concurrent=2 * GROUPS_PER_STEP)
     server.version = 0
     tickets: set[int] = set()
-    moved, memory, index = 0, [], first_index
+    moved, memory, compactions, index = 0, [], [], first_index
     process = psutil.Process()
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -127,7 +130,9 @@ def move(
             memory.append(process.memory_info().rss)
             if journal is not None:
                 journal.mark_dropped(queue.version, [group.index for group in batch], "filtered")
-                journal.compact(queue.version)
+                compactions.append(journal.compact(queue.version))
+    for compaction in compactions:  # what is not written yet has not been moved
+        compaction.result()
     rate = moved / (time.perf_counter() - started)
     while tickets:
         tickets -= dispatcher.finished(tickets, timeout_s=1.0).keys()
@@ -135,7 +140,7 @@ def move(
 
 
 def run(seconds: float, workers: int) -> tuple[list[Figure], dict[str, Any]]:
-    """Needs a running Ray."""
+    """Needs a Ray cluster."""
     with tempfile.TemporaryDirectory() as directory:
         crew = [WorkerLauncher(f"worker-{i}", ScriptedWorker, (), Path(directory)) for i in range(workers)]
         server = ScriptedServer()
@@ -167,8 +172,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    figures, details = run(args.seconds, args.workers)
+    with connected(""):
+        figures, details = run(args.seconds, args.workers)
     report("control_plane", figures, details)
 
 

@@ -93,35 +93,39 @@ class Dispatcher:
         if not waiting:
             time.sleep(timeout_s)
             return False
-        done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
-        if done:
-            done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        for call in done:
-            if call in self._calls:
-                self._take_in(call)
+        done, _ = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        if not done:
+            done, _ = ray.wait(waiting, num_returns=1, timeout=timeout_s)
+        self._take_in([call for call in done if call in self._calls])
         return any(call in beside for call in done)
 
-    def _take_in(self, call: Any) -> None:
-        ticket = self._calls.pop(call)
+    def _take_in(self, calls: Sequence[Any]) -> None:
+        try:
+            outcomes = ray.get(calls)  # together: every `get` asks the object store
+        except ray.exceptions.RayError:
+            outcomes = [_outcome(call) for call in calls]
+        for call, outcome in zip(calls, outcomes, strict=True):
+            self._settle(self._calls.pop(call), outcome)
+
+    def _settle(self, ticket: int, outcome: list[GroupResult] | ray.exceptions.RayError) -> None:
         request = self._requests[ticket]
         server, worker = request.server, request.worker
         assert server is not None and worker is not None
-        try:
-            results = ray.get(call)
-        except ray.exceptions.RayActorError as error:
-            self._again(ticket)
-            self._lost(self.workers, worker, request.keys[1], f"its process died: {error}")
-        except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, ServerLost):
-                raise
-            request.failed_on.append(server)
-            self._again(ticket)
-            self._lost(self.servers, server, request.keys[0], str(error.cause))
-        else:
-            self._release(request)
-            self.servers.served(server)
-            self.workers.served(worker)
-            self._results[ticket] = results
+        match outcome:
+            case ray.exceptions.RayActorError():
+                self._again(ticket)
+                self._lost(self.workers, worker, request.keys[1], f"its process died: {outcome}")
+            case ray.exceptions.RayTaskError() if isinstance(outcome.cause, ServerLost):
+                request.failed_on.append(server)
+                self._again(ticket)
+                self._lost(self.servers, server, request.keys[0], str(outcome.cause))
+            case ray.exceptions.RayError():
+                raise outcome
+            case results:
+                self._release(request)
+                self.servers.served(server)
+                self.workers.served(worker)
+                self._results[ticket] = results
 
     @staticmethod
     def _lost(fleet: Fleet, replica: Replica, key: str, reason: str) -> None:
@@ -132,12 +136,10 @@ class Dispatcher:
         """Looks after the fleets, and sends what can be sent."""
         self.servers.poll()
         self.workers.poll()
+        replicas = [*self.servers.replicas, *self.workers.replicas]
+        alive = {replica.key for replica in replicas if replica.handle}
         for call, ticket in list(self._calls.items()):
-            request = self._requests[ticket]
-            assert request.server is not None and request.worker is not None
-            if request.keys != (request.server.key, request.worker.key) or not (
-                request.server.handle and request.worker.handle
-            ):
+            if not alive.issuperset(self._requests[ticket].keys):
                 del self._calls[call]
                 ray.cancel(call)
                 self._again(ticket)
@@ -176,3 +178,11 @@ class Dispatcher:
                 request.tasks, request.group_size, request.params, request.first_index, server.handle
             )
             self._calls[call] = ticket
+
+
+def _outcome(call: Any) -> Any:
+    """What a call returned, or Ray's error."""
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayError as error:
+        return error

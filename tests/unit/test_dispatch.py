@@ -31,6 +31,8 @@ class FakeRay:
 
     @staticmethod
     def get(call):
+        if isinstance(call, list):
+            return [FakeRay.get(one) for one in call]
         if call.error is not None:
             raise call.error
         return call.result
