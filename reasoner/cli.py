@@ -1,11 +1,14 @@
 """The command line. Every command is a thin call into the library, which stays unloaded until it is needed.
 
-Exit codes: 0 done; 2 bad usage or bad input, with one message; 1 failure; 130 after Ctrl-C, saved.
+Exit codes: 0 done; 2 bad usage or bad input, with one message; 1 failure; 130 after Ctrl-C, saved; 143
+after SIGTERM, except of a run in training, which saves and exits 130 then, too.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -48,11 +51,25 @@ def main() -> None:
     """reasoner: reinforcement learning of reasoning from outcome reward alone, and inference-time compute."""
     from reasoner.doctor import check_verifiers_package
 
+    _tidy_up_when_terminated()
+
     try:
         check_verifiers_package()
     except ReasonerError as e:
         click.secho(f"error: {e}", fg="red", err=True)
         sys.exit(e.exit_code)
+
+
+def _tidy_up_when_terminated() -> None:
+    """SIGTERM ends the command as an exception does: processes and temporary files are cleared away. A run in
+    training has a handler of its own, which saves first."""
+
+    def end(signum: int, frame: Any) -> None:
+        sys.exit(128 + signum)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end)
 
 
 class TrainCommand(click.Command):

@@ -213,7 +213,10 @@ def main(fd: int) -> None:
     home = os.getpid()
     os.register_at_fork(after_in_child=die_with_parent)
     os.register_at_fork(after_in_child=lambda: os.close(fd))
-    hello = pickle.loads(connection.recv_bytes())
+    try:
+        hello = pickle.loads(connection.recv_bytes())
+    except (EOFError, ConnectionError):  # the parent has ended meanwhile
+        return
     try:
         verifier = load_verifier(_decode(hello["verifier"]))
     except BaseException as error:  # foreign code at import
