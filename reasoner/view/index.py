@@ -35,7 +35,8 @@ _LIGHT = """
     step, arrived_step, fate, position, group_index, rollout, task_id, family, difficulty, prompt, reference,
     completion, status, reward, extracted, detail, truncated, advantage,
     list_sum(action_mask::TINYINT[])::INTEGER AS tokens,
-    list_min(list_filter(policy_version, lambda v: v >= 0)) AS version
+    list_min(list_filter(policy_version, lambda v: v >= 0)) AS version,
+    lower(prompt || chr(10) || completion) AS searched
 """
 _ROW = f"""
     step, group_index, rollout, task_id, family, difficulty, left(prompt, {SHOWN_CHARS}) AS prompt,
@@ -224,7 +225,7 @@ class RolloutIndex:
         with self._db.cursor() as db:
             return _dicts(
                 db.execute(
-                    "SELECT r.*, (SELECT list(name ORDER BY name) FROM flags f "
+                    "SELECT r.* EXCLUDE (searched), (SELECT list(name ORDER BY name) FROM flags f "
                     "WHERE f.group_index = r.group_index AND f.rollout = r.rollout) AS flags "
                     f"FROM rollouts r WHERE {where} = ? "
                     f"ORDER BY step NULLS LAST, group_index, rollout LIMIT {limit}",

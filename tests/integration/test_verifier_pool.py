@@ -352,7 +352,7 @@ def test_adapters_both_ways() -> None:
 
     verdicts = from_trl(trl_function).verify_group(["84!", "no"], TASK)
     assert [v.status for v in verdicts] == ["correct", "masked"]
-    assert from_verl(lambda source, text, gold, extra: {"score": 0.5}).verify("x", TASK).reward == 0.5
+    assert from_verl(lambda **given: {"score": 0.5}).verify("x", TASK).reward == 0.5
 
 
 RAY_SCRIPT = """

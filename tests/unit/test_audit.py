@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from recorded import record, rollout
 
 from reasoner.audit import audit_run
-from reasoner.audit_checks import is_repetitive, number, plain_opinion
+from reasoner.audit_checks import _normal, _stated, is_repetitive, number, plain_opinion
 from reasoner.audit_evidence import Evidence, Record, at_least, held_out_change, matched_rise
 from reasoner.cli import main
 from reasoner.config import Config
@@ -217,6 +217,21 @@ def one(completion: str, references: tuple[str, ...] = ("12",), **others) -> Rec
 )
 def test_the_plain_opinion(record, opinion):
     assert plain_opinion(record) is opinion
+
+
+@pytest.mark.parametrize(
+    ("completion", "extracted", "answer"),
+    [
+        ("9 * 6 = 54.", "9 * 6 = 54.", "54"),  # and not 9, which is right for a whole row of the table
+        ("so 54 apples", "54 apples", "54"),
+        (r"6+6=12, \boxed{54}", None, "54"),
+        ("9 times 6 makes 54", None, "54"),
+        (r"\boxed{x + 2 y}", "x + 2 y", "x+2y"),
+        ("None", None, "none"),
+    ],
+)
+def test_what_a_completion_states(completion, extracted, answer):
+    assert _normal(_stated(one(completion, extracted=extracted))) == answer
 
 
 def test_numbers():

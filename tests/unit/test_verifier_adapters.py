@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -162,8 +163,42 @@ def test_reward_functions_that_raise_or_return_nan_are_errors():
         return [float("nan")] * len(completions)
 
     assert from_trl(nan).verify("x", TASK).status == "error"
-    verdict = from_verl(lambda *a: {"score": float("inf")}).verify("x", TASK)
+    verdict = from_verl(lambda **given: {"score": float("inf")}).verify("x", TASK)
     assert verdict.status == "error" and "finite" in verdict.detail
+
+
+def test_a_trl_function_gets_what_trls_trainer_passes():
+    def reward(prompts, completions, solution, completion_ids, k):
+        return [(prompts, completions, solution, completion_ids, k) == expected] * 2
+
+    expected = (["6*14?"] * 2, ["84", "x"], ["84"] * 2, [[56, 52], [120]], [1, 1])
+    plain = from_trl(reward, "solution", encode=lambda text: text.encode())
+    assert [v.status for v in plain.verify_group(["84", "x"], TASK)] == ["correct"] * 2
+
+    def said(role, text):
+        return [{"role": role, "content": text}]
+
+    messages = (
+        [said("user", "6*14?")] * 2,
+        [said("assistant", "84"), said("assistant", "x")],
+        *expected[2:],
+    )
+    expected = messages
+    chatty = from_trl(reward, "solution", chat=True, encode=lambda text: text.encode())
+    assert [v.status for v in chatty.verify_group(["84", "x"], TASK)] == ["correct"] * 2
+    asked = replace(TASK, prompt=tuple(said("user", "6*14?")))
+    assert plain.verify_group(["84", "x"], asked)[0].is_correct, "messages where the prompt is messages"
+
+
+def test_async_rewards_are_awaited():
+    async def trl(prompts, completions, answer, **columns):
+        return [1.0 if a in c else None for c, a in zip(completions, answer, strict=True)]
+
+    async def verl(data_source, solution_str, ground_truth, extra_info):
+        return {"score": 0.25 + (solution_str == ground_truth and data_source == "mine" and extra_info["k"])}
+
+    assert [v.status for v in from_trl(trl).verify_group(["84!", "no"], TASK)] == ["correct", "masked"]
+    assert [from_verl(verl, "mine").verify(c, TASK).reward for c in ("84", "x")] == [1.25, 0.25]
 
 
 def test_a_reasoning_gym_dataset_of_ones_own_scores():
