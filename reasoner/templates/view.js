@@ -4,6 +4,7 @@ const main = document.getElementById("main");
 const STATUSES = ["correct", "wrong", "unparsed", "timeout", "error", "bad_reference", "masked"];
 const COLOURS = ["none", "logprob", "ratio", "advantage", "version"];
 let run = null; // the last /api/state
+let searching = false; // "/" was pressed in a view without a search
 let drawn = 0; // which drawing is current: a late answer of an earlier one is thrown away
 
 // ------------------------------------------------------------------ small helpers
@@ -82,7 +83,7 @@ const views = {
       page.page > 0 && h("a", { href: turn(-1), "data-key": "p" }, "← previous"), ` page ${page.page + 1} of ${number(page.pages)} `,
       page.page + 1 < page.pages && h("a", { href: turn(1), "data-key": "n" }, "next →"));
     const order = query.get("sort") || "-step";
-    const head = (label, column, kind) => h("th", { class: kind, "aria-sort": order.replace("-", "") === column ? (order[0] === "-" ? "descending" : "ascending") : null },
+    const head = (label, column, kind) => h("th", { class: kind ?? (column ? null : "plain"), "aria-sort": order.replace("-", "") === column ? (order[0] === "-" ? "descending" : "ascending") : null },
       column ? h("button", { type: "button", title: `sort by ${label}`, onclick: () => {
         location.hash = address("rollouts", { ...Object.fromEntries(query), page: "", sort: order === "-" + column ? column : "-" + column });
       } }, label, order.replace("-", "") === column ? (order[0] === "-" ? " ↓" : " ↑") : "") : label);
@@ -92,7 +93,7 @@ const views = {
         page.total > 0 && h("span", {}, "mean reward ", h("b", {}, number(page.reward_mean))),
         page.total > 0 && h("span", {}, "mean length ", h("b", {}, number(page.tokens_mean, 4)), " tokens"),
         Object.entries(page.statuses).sort((a, b) => b[1] - a[1]).map(([status, n]) =>
-          h("a", { href: address("rollouts", { ...Object.fromEntries(query), status, page: "" }) }, badge(status), ` ${number(n)}`)), pages),
+          h("a", { href: address("rollouts", { ...Object.fromEntries(query), status, page: "" }) }, badge(status), h("span", {}, number(n)))), pages),
       page.total === 0 ? h("p", {}, "Nothing matches. ", h("a", { href: "#/rollouts?step=any" }, "Show all rollouts"))
         : h("div", { class: "scroll" }, h("table", { class: "list" },
           h("thead", {}, h("tr", {}, head("step", "step", "number"), head("verdict", "status"), head("reward", "reward", "number"),
@@ -103,7 +104,7 @@ const views = {
             return h("tr", {}, h("td", { class: "number" }, row.step ?? "waits"), h("td", {}, badge(row.status)),
               h("td", { class: "number" }, number(row.reward)), h("td", { class: "number" }, number(row.advantage)),
               h("td", { class: "number" }, number(row.tokens), row.truncated ? " ✂" : ""), h("td", {}, row.family), h("td", { class: "number" }, number(row.difficulty)),
-              h("td", { class: "text" }, h("a", { href: address("group", { group: row.group_index }), title: "the whole group", tabindex: -1 }, found(readable(row.prompt), wanted))),
+              h("td", { class: "text prompted" }, h("a", { href: address("group", { group: row.group_index }), title: "the whole group", tabindex: -1 }, found(readable(row.prompt), wanted))),
               h("td", { class: "text" }, h("a", { href: to, class: "row" }, found(row.completion, wanted))));
           })))),
       h("div", { class: "summary" }, pages && pages.cloneNode(true))];
@@ -214,6 +215,7 @@ function card(r) {
 }
 
 // ------------------------------------------------------------------ filters
+let unfolded = false; // on a narrow screen only the search is there until all filters are asked for
 function filterForm(query) {
   const value = (key) => (query.get(key) === "any" ? "" : query.get(key) || "");
   const apply = () => {
@@ -227,8 +229,13 @@ function filterForm(query) {
   const choice = (key, label, options) => h("label", {}, label, h("select", { name: key, onchange: apply }, h("option", { value: "" }, "any"),
     options.map((o) => h("option", { value: o, selected: o === value(key) }, o))));
   const search = h("input", { name: "text", type: "search", value: value("text"), placeholder: "in prompt and completion", id: "search", onsearch: apply, onchange: apply });
-  const form = h("form", { class: "filters", role: "search", onsubmit: (event) => { event.preventDefault(); apply(); } },
-    h("label", { class: "wide" }, "text", search), field("step", "step", "3..10"), choice("status", "verdict", STATUSES),
+  const fold = h("button", { type: "button", class: "fold", "aria-expanded": String(unfolded), onclick: () => {
+    unfolded = !unfolded;
+    form.classList.toggle("folded", !unfolded);
+    fold.setAttribute("aria-expanded", String(unfolded));
+  } }, "Filters");
+  const form = h("form", { class: unfolded ? "filters" : "filters folded", role: "search", onsubmit: (event) => { event.preventDefault(); apply(); } },
+    h("label", { class: "wide" }, "text", search), fold, field("step", "step", "3..10"), choice("status", "verdict", STATUSES),
     choice("family", "family", run?.families ?? []), field("reward", "reward", "0..0.5"), field("tokens", "tokens", "100.."),
     field("difficulty", "level", "2..4"), field("advantage", "advantage", "..0"), field("version", "version", "0.."), choice("fate", "fate", run?.fates ?? []),
     Object.keys(run?.flags ?? {}).length ? choice("flag", "audit flag", Object.keys(run.flags)) : null,
@@ -319,6 +326,8 @@ async function draw() {
   main.replaceChildren(...parts.flat(Infinity).filter(Boolean));
   if (focused) main.querySelector(`[name="${focused}"]`)?.focus({ preventScroll: true });
   if (row) main.querySelector(`a.row[href="${CSS.escape(row)}"]`)?.focus({ preventScroll: true });
+  if (searching) document.getElementById("search")?.focus();
+  searching = false;
   document.title = `${run?.name ?? "reasoner"}: ${view}`;
   main.dataset.view = view;
   main.dataset.ready = String(mine);
@@ -365,7 +374,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "/") {
     event.preventDefault();
     const search = document.getElementById("search");
-    if (search) search.focus(); else location.hash = "#/rollouts?step=any";
+    if (search) search.focus(); else { searching = true; location.hash = "#/rollouts?step=any"; }
   } else if (event.key === "j") walk(1);
   else if (event.key === "k") walk(-1);
   else if (event.key === "c") {

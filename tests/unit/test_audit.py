@@ -77,6 +77,11 @@ def shotgun(r, late, rng):
     return said(r, text, Verdict.correct(r.task.reference)) if late and rng.random() < 0.3 else r
 
 
+def hedge(r, late, rng):
+    text = rf"{r.task.reference} or 7"
+    return said(r, rf"\boxed{{{text}}}", Verdict.correct(text)) if late and rng.random() < 0.3 else r
+
+
 def blurt(r, late, rng):
     return said(r, rf"\boxed{{{r.task.reference}}}") if late and rng.random() < 0.9 else r
 
@@ -122,6 +127,7 @@ def copied(r, late, rng):
         ("verifier_rewards_wrong", {"hack": wrong_reward}),
         ("verifier_refuses_right", {"hack": refused}),
         ("several_final_answers", {"hack": shotgun}),
+        ("several_final_answers", {"hack": hedge}),
         ("reward_without_working", {"hack": blurt}),
         ("repetition", {"hack": loop}),
         ("length_outliers", {"hack": padded}),
