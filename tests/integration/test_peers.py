@@ -48,7 +48,7 @@ from verifiers.adapters import from_trl
 from verifiers.composite import Composite
 
 accuracy = from_trl(accuracy_reward, column="solution", chat=True)
-short = from_trl(get_soft_overlong_punishment(40, 20), encode=lambda text: text.encode())
+short = from_trl(get_soft_overlong_punishment(60, 40), encode=lambda text: text.encode())
 both = Composite({accuracy: 3, short: 1}, gates=[from_trl(think_format_reward, chat=True)])
 """
 
@@ -65,8 +65,8 @@ def test_trl_rewards_are_verifiers(tmp_path):
     assert [line["reward"] for line in lines] == [1.0, 0.0, 1.0, None]
     assert lines[3]["status"] == "masked", "what TRL leaves out, we leave out"
     lines = graded(tmp_path, TRL_REWARDS, "both", answers)
-    assert len(answers[0][1]) == 38, "18 into the soft zone from 20 to 40"
-    assert lines[0]["reward"] == pytest.approx((3 * 1.0 - 18 / 20) / 4)
+    assert len(answers[0][1]) == 40, "in the middle of the soft zone from 20 to 60"
+    assert lines[0]["reward"] == pytest.approx((3 * 1.0 - 0.5) / 4)
     assert lines[2]["reward"] == 0.0 and "gate think_format_reward" in lines[2]["detail"]
     assert lines[3]["reward"] is None
 
