@@ -11,29 +11,26 @@ by the ideal one, (T_generate + T_learn) / max(T_generate, T_learn). `async_vs_s
 `slower_side_busy_share`: the larger of the shares of T_async in which the learner, or the server's engine, is
 at work. All T are means over steps after `WARM_UP`.
 
-`sync_stall_share`: one server that samples all the time; windows as long as an asynchronous step, every other
-one with a weight sync in it. 1 - tokens with / tokens without counts the pause, recomputing the KV cache and
-the time until throughput is back.
+`sync_stall_share`: what a weight sync costs generation, over an asynchronous step (`benchmarks.stall`); with
+`--smollm2-window-s SECONDS` also for SmolLM2 and steps of that length (`sync_stall_share_smollm2`).
 
-    python -m benchmarks.async_mode [--steps 12] [--repeats 3]
+    python -m benchmarks.async_mode [--steps 12] [--repeats 3] [--smollm2-window-s 60]
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.figures import Figure, ratio, report
+from benchmarks.stall import stall
 
 WARM_UP = 3  # steps left out
 RUN_S = 3600.0  # for one run
@@ -100,76 +97,21 @@ def runs(steps: int, repeats: int, extra: list[str]) -> tuple[list[Figure], dict
     return figures, details, float(np.median(together))
 
 
-def stall(window_s: float, pairs: int) -> Figure:
-    """`sync_stall_share` from windows of `window_s` seconds, without and with a sync in turn."""
-    import ray
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from benchmarks.rollout import _without_end_token
-    from benchmarks.sync import _score_with
-    from reasoner.models import embedded_path
-    from reasoner.types import SamplingParams
-    from reasoner.weight_sync import WeightSync
-    from rollouts.sampler import RaySampler
-    from rollouts.server import ServerConfig, start_server
-
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    with tempfile.TemporaryDirectory() as directory:
-        model_path = str(_without_end_token(str(embedded_path()), Path(directory) / "model"))
-        config = ServerConfig(model=model_path, max_model_len=256, max_num_seqs=512)
-        actor = start_server(config, name="bench-stall", log_dir=directory, timeout_s=600)
-        torch.set_num_threads(1)
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-        sync = WeightSync([actor], score=_score_with(model))
-        sync.sync(model, 1)
-
-        async def keep_busy() -> None:
-            """As many groups as the server computes at once, each replaced when it is done."""
-
-            async def one(first: int) -> None:
-                length = first  # staggered, as the episodes of a run are
-                while True:
-                    await RaySampler(actor).generate([[5, 6, 7]] * 16, SamplingParams(max_tokens=length))
-                    length = 128
-
-            await asyncio.gather(*(one(4 + 4 * i) for i in range(32)))
-
-        def tokens() -> int:
-            return ray.get(actor.stats.remote()).tokens_generated
-
-        async def windows() -> list[float]:
-            load = asyncio.create_task(keep_busy())
-            await asyncio.sleep(10)
-            counts = []
-            for index in range(2 * pairs):
-                begun, before = time.perf_counter(), await asyncio.to_thread(tokens)
-                if index % 2:
-                    await asyncio.to_thread(sync.sync, model, 2 + index)
-                await asyncio.sleep(max(0.0, window_s - (time.perf_counter() - begun)))
-                after = await asyncio.to_thread(tokens)
-                counts.append((after - before) / (time.perf_counter() - begun))
-            load.cancel()
-            return counts
-
-        rates = np.array(asyncio.run(windows()))
-        ray.kill(actor)
-    ray.shutdown()
-    shares = 1 - rates[1::2] / rates[::2]
-    low, high = float(shares.min()), float(shares.max())
-    return Figure("sync_stall_share", float(1 - rates[1::2].sum() / rates[::2].sum()), "of tokens", low, high)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=10, help="windows with and without a sync")
+    parser.add_argument("--smollm2-window-s", type=float, default=0.0, help="also for SmolLM2 (minutes)")
     args, extra = parser.parse_known_args()  # the rest are configuration keys for the runs
     figures, details, step_s = runs(args.steps, args.repeats, extra)
-    figures.append(stall(step_s, args.pairs))
-    report("async_mode", figures, details | {"stall_window_s": step_s})
+    windows = {"embedded": (step_s, args.pairs)}
+    if args.smollm2_window_s:
+        windows["smollm2"] = (args.smollm2_window_s, 3)
+    for model, (window_s, pairs) in windows.items():
+        lost, details[f"stall_{model}"] = stall(model, window_s, pairs)
+        figures += lost
+    report("async_mode", figures, details)
 
 
 if __name__ == "__main__":

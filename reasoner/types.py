@@ -184,7 +184,8 @@ class TrainBatch:
 @dataclass(frozen=True)
 class SyncReport:
     """One weight sync. `pause_seconds` is how long the servers did not sample; `seconds` the whole of it;
-    `failures` maps the positions of servers that did not take the weights to the reasons."""
+    `failures` maps the positions of servers that did not take the weights to the reasons; `phases` are the
+    seconds of load (into the transfer buffer), pause, transfer, probe, compare and resume."""
 
     version: int
     seconds: float = 0.0
@@ -192,6 +193,7 @@ class SyncReport:
     bytes: int = 0
     probe_max_abs_diff: float = 0.0
     failures: Mapping[int, str] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 One sync: pause (requests are kept, their KV is forgotten) -> vLLM's weight-transfer protocol -> the new
 policy version -> the logprob probe -> resume. The probe compares what a server computes for a few fixed
 token sequences with what the learner computes, teacher-forced and for one freshly sampled token, so that
-wrong weights, a stale tied head, a stale prefix cache and a wrong temperature all show. A server that
-fails it is not resumed: it rejects requests until a later sync succeeds.
+wrong weights, a stale tied head, a stale prefix cache and a wrong temperature all show. While the learner
+compares, servers sample on, but hand out no completion. A server that fails the probe is not resumed: what
+it sampled is lost, and it rejects requests until a later sync succeeds.
 
 On CPUs the weights travel through memory mapped by both sides (`rollouts.transfer`), and through Ray's object
 store to servers on other nodes; this module needs no vLLM for that, which saves the learner seconds of
@@ -26,8 +27,9 @@ import torch
 from reasoner.errors import ReasonerError, ServerError, UsageError, WeightSyncError
 from reasoner.types import SyncReport
 from reasoner.weight_channel import GatherOnly, SharedMemoryChannel, vllm_trainer
-from rollouts.control import ServerControl, control
+from rollouts.control import Probe, ServerControl, control
 
+Refit = tuple[dict[int, Probe], dict[str, float]]  # what servers answered, by position; seconds by phase
 Score = Callable[[list[np.ndarray]], list[np.ndarray]]
 
 PROBE_SEQUENCES = 4
@@ -59,6 +61,18 @@ class LogprobDiff:
     p99: float
     max: float
     tokens: int
+
+
+class _Clock:
+    """Seconds between laps, by name."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
 
 
 class ServersFailed(WeightSyncError):
@@ -127,14 +141,19 @@ class WeightSync:
         if self._rank != 0:
             self._channel.send()
             return SyncReport(version, time.perf_counter() - started)
+        clock = _Clock()
         num_bytes = self._channel.load()
-        paused = time.perf_counter()
-        self._each(lambda c: c.pause(self._clear_cache), failures)
-        self._transfer(version, failures)
-        worst = self._probe(model, failures)
+        clock.lap("load")
+        refit = self._refit if self._backend == "shared_memory" else self._refit_together
+        answers, laps = refit(version, self._probe_sequences(model), failures)
+        clock.lap("refit")
+        worst = self._compare(answers, failures)
+        clock.lap("compare")
         self._each(lambda c: c.resume(version), failures)
-        done = time.perf_counter()
-        report = SyncReport(version, done - started, done - paused, num_bytes, worst)
+        clock.lap("resume")
+        del clock.laps["refit"]  # it consists of `laps`
+        seconds, phases = time.perf_counter() - started, clock.laps | laps
+        report = SyncReport(version, seconds, sum(laps.values()), num_bytes, worst, phases=phases)
         if failures:
             raise ServersFailed(report, self._rejected(version, failures))
         return report
@@ -168,21 +187,45 @@ class WeightSync:
             )
             self._channel.seal()
 
-    def _transfer(self, version: int, failures: dict[int, Exception]) -> None:
-        if self._backend == "shared_memory":
-            copy = self._channel.put() if self._far else None
-            self._each(lambda c: c.receive(version, copy if c in self._far else None), failures)
-            return
-        try:  # collective: it succeeds for all servers or for none
+    def _refit(self, version: int, sequences: list[np.ndarray], failures: dict[int, Exception]) -> Refit:
+        """Every server at its own pace: pause, weights, probe. The seconds are those of the slowest."""
+        copy = self._channel.put() if self._far else None
+
+        def refit(server: ServerControl) -> tuple[Probe, dict[str, float]]:
+            clock = _Clock()
+            server.pause(self._clear_cache)
+            clock.lap("pause")
+            server.receive(version, copy if server in self._far else None)
+            clock.lap("transfer")
+            answer = server.probe(sequences, self._temperature)
+            clock.lap("probe")
+            return answer, clock.laps
+
+        done = self._each(refit, failures)
+        slowest: dict[str, float] = max(
+            (laps for _, laps in done.values()), key=lambda laps: sum(laps.values()), default={}
+        )
+        return {index: answer for index, (answer, _) in done.items()}, slowest
+
+    def _refit_together(
+        self, version: int, sequences: list[np.ndarray], failures: dict[int, Exception]
+    ) -> Refit:
+        """The same for a collective transfer: begun when all have paused, it succeeds for all or none."""
+        clock = _Clock()
+        self._each(lambda c: c.pause(self._clear_cache), failures)
+        clock.lap("pause")
+        try:
             self._channel.send()
             self._each(lambda c: c.set_version(version), failures)
         except ServerError as error:
             failures.update({i: error for i in range(len(self._controls)) if i not in failures})
-
-    def _probe(self, model: torch.nn.Module, failures: dict[int, Exception]) -> float:
-        """The largest difference over all servers; those above the tolerance are added to `failures`."""
-        sequences = self._probe_sequences(model)
+        clock.lap("transfer")
         answers = self._each(lambda c: c.probe(sequences, self._temperature), failures)
+        clock.lap("probe")
+        return answers, clock.laps
+
+    def _compare(self, answers: Mapping[int, Probe], failures: dict[int, Exception]) -> float:
+        """The largest difference over all servers; those above the tolerance are added to `failures`."""
         worst = 0.0
         for index, (token_ids, server) in answers.items():
             learner = self._score(token_ids)

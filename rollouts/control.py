@@ -60,7 +60,8 @@ class ServerControl(ABC):
     @abstractmethod
     def probe(self, sequences: Sequence[np.ndarray], temperature: float) -> Probe:
         """Each sequence with one sampled token appended, and the server's logprobs of all its tokens:
-        teacher-forced for the sequence, behaviour logprob for the sampled token; entry 0 is 0."""
+        teacher-forced for the sequence, behaviour logprob for the sampled token; entry 0 is 0. The server
+        samples again then, but no completion leaves it before `resume`."""
 
     @abstractmethod
     def world_size(self) -> int:
@@ -80,7 +81,7 @@ class ServerControl(ABC):
 
 
 class RayControl(ServerControl):
-    """A `VLLMServer` actor. Its probe runs while it is paused: no request sees unproved weights."""
+    """A `VLLMServer` actor. After its probe it goes on, and holds back what it completes until the resume."""
 
     def __init__(self, actor: ray.actor.ActorHandle) -> None:
         self._actor = actor
@@ -118,12 +119,7 @@ class RayControl(ServerControl):
 
     def probe(self, sequences: Sequence[np.ndarray], temperature: float) -> Probe:
         packed = pack_sequences([s.tolist() for s in sequences])
-        scores, sampled = self._get(
-            [
-                self._actor.score.remote(packed, temperature),
-                self._actor.sample_one.remote(packed, temperature),
-            ]
-        )
+        scores, sampled = self._get(self._actor.probe.remote(packed, temperature))
         return _joined(sequences, scores, sampled.unpack())
 
     def world_size(self) -> int:

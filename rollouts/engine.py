@@ -8,6 +8,10 @@ small model those cost more than the model).
 Pausing keeps requests: their tokens so far live here, so a pause aborts them in the engine and a resume
 submits prompt + tokens again. Their KV is thereby recomputed under the new weights, and while paused the
 engine is empty, which is what a weight update and the logprob probe need.
+
+Sampling does not wait until somebody has judged the probe: after it the engine goes on in doubt, and what is
+completed meanwhile stays here until a `resume` says that the weights are right. A `reject` fails it, another
+`pause` forgets what was sampled in doubt.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,33 +33,13 @@ from vllm.v1.engine.core_client import InprocClient
 
 from reasoner.errors import ServerError, ServerLost
 from reasoner.types import Completion, SamplingParams
+from rollouts.requests import Batch, Request, prompt_logprobs, result_of
 
 logger = logging.getLogger(__name__)
 
+STEPS_KEPT = 4096
+
 StopCheck = Callable[[list[int]], bool]
-
-
-@dataclass(eq=False)
-class _Batch:
-    """The prompts of one call; the future resolves when the last of them is done."""
-
-    future: Future[list[Any]]
-    results: list[Any]
-    missing: int
-    on_result: Callable[[int, Completion], None] | None = None  # then every prompt brings a seed of its own
-
-
-@dataclass(eq=False, slots=True)
-class _Request:
-    batch: _Batch
-    index: int  # position in the batch
-    prompt: list[int]
-    params: SamplingParams
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    spans: list[tuple[int, int]] = field(default_factory=list)  # (first token, policy version)
-    prompt_logprobs: np.ndarray | None = None  # (T,), entry 0 is 0; only when scoring
-    scoring: bool = False
 
 
 class EngineLoop:
@@ -72,8 +56,10 @@ class EngineLoop:
         self._stop_token_ids = list(stop_token_ids)
         self._make_stop_check = make_stop_check
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._live: dict[str, _Request] = {}  # in the engine
-        self._held: list[_Request] = []  # accepted, waiting for a resume
+        self._live: dict[str, Request] = {}  # in the engine
+        self._held: list[Request] = []  # accepted, waiting for a resume
+        self._in_doubt = False  # running, under weights that nobody has proved yet
+        self._withheld: list[tuple[Request, Any]] = []  # completed in doubt, with their results
         self._stop_checks: dict[str, StopCheck] = {}
         self._next_id = 0
         self.version = 0
@@ -83,7 +69,9 @@ class EngineLoop:
         self.tokens_generated = 0
         self.prompt_tokens = 0  # of all requests, as vLLM counts them
         self.cached_prompt_tokens = 0  # of those, found in the prefix cache instead of computed
+        self.recomputed_tokens = 0  # prompts and completions so far of requests that had begun before a pause
         self.busy_s = 0.0
+        self.steps: deque[tuple[float, float, int]] = deque(maxlen=STEPS_KEPT)  # (start, seconds, tokens)
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
         self._thread.start()
 
@@ -91,7 +79,7 @@ class EngineLoop:
 
     def generate(self, prompts: Sequence[list[int]], params: SamplingParams) -> Future[list[Completion]]:
         """One completion a prompt, in order. Fails with ServerError when the engine dies or is rejected."""
-        return self._submit(prompts, [params] * len(prompts), scoring=False)
+        return self._submit(prompts, [params] * len(prompts))
 
     def generate_each(
         self,
@@ -101,17 +89,17 @@ class EngineLoop:
     ) -> Future[list[Completion]]:
         """One completion a prompt, each with its own parameters; `on_result(position, completion)` is called
         on the engine's thread as each one finishes. A seed is used as it is, wherever the prompt stands."""
-        return self._submit(prompts, params, scoring=False, on_result=on_result)
+        return self._submit(prompts, params, on_result=on_result)
 
     def score(self, sequences: Sequence[list[int]], temperature: float) -> Future[list[np.ndarray]]:
         """Teacher-forced logprobs (T,) of each sequence; entry 0 is 0. Also answered while paused."""
         params = SamplingParams(max_tokens=1, temperature=temperature)
-        return self._submit(sequences, [params] * len(sequences), scoring=True)
+        return self._submit(sequences, [params] * len(sequences), probing=True, scoring=True)
 
     def sample_one(self, sequences: Sequence[list[int]], temperature: float) -> Future[list[Completion]]:
         """One sampled token after each sequence, on the ordinary path; also answered while paused."""
         params = SamplingParams(max_tokens=1, temperature=temperature)
-        return self._submit(sequences, [params] * len(sequences), scoring=False, even_paused=True)
+        return self._submit(sequences, [params] * len(sequences), probing=True)
 
     def call(self, function: Callable[[], Any]) -> Future[Any]:
         """Run `function` on the engine thread, between two steps."""
@@ -134,6 +122,10 @@ class EngineLoop:
     def pause(self, clear_cache: bool = True) -> Future[None]:
         return self.call(lambda: self._pause(clear_cache))
 
+    def go_on_in_doubt(self) -> Future[None]:
+        """Compute on, but hand nothing out before the next `resume`."""
+        return self.call(self._go_on_in_doubt)
+
     def resume(self) -> Future[None]:
         return self.call(self._resume)
 
@@ -155,21 +147,23 @@ class EngineLoop:
 
     @property
     def num_held(self) -> int:
-        return len(self._held)
+        return len(self._held) + len(self._withheld)
 
     # -- the engine thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
             self._run_commands()
-            started = time.perf_counter()
+            started, before = time.perf_counter(), self.tokens_generated
             try:
                 for output in self._core.get_output().outputs:
                     self._receive(output)
             except Exception as error:
                 logger.exception("the vLLM engine failed")
                 self._die(f"the vLLM engine failed: {type(error).__name__}: {error}")
-            self.busy_s += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.busy_s += seconds
+            self.steps.append((started, seconds, self.tokens_generated - before))
 
     def _run_commands(self) -> None:
         """Run what has arrived; wait for more as long as the engine has nothing to do."""
@@ -185,17 +179,17 @@ class EngineLoop:
         prompts: Sequence[list[int]],
         params: Sequence[SamplingParams],
         *,
-        scoring: bool,
-        even_paused: bool = False,
+        probing: bool = False,
+        scoring: bool = False,
         on_result: Callable[[int, Completion], None] | None = None,
     ) -> Future[list[Any]]:
         future: Future[list[Any]] = Future()
         if not prompts:
             future.set_result([])
             return future
-        batch = _Batch(future, [None] * len(prompts), len(prompts), on_result)
+        batch = Batch(future, [None] * len(prompts), len(prompts), on_result)
         requests = [
-            _Request(batch, i, list(prompt), own, scoring=scoring)
+            Request(batch, i, list(prompt), own, probing=probing, scoring=scoring)
             for i, (prompt, own) in enumerate(zip(prompts, params, strict=True))
         ]
 
@@ -209,7 +203,7 @@ class EngineLoop:
         def command() -> None:
             if self.dead is not None:
                 future.set_exception(ServerLost(self.dead))
-            elif scoring or even_paused:
+            elif probing:
                 admit()
             elif self.failure is not None:
                 future.set_exception(ServerLost(self.failure))
@@ -221,7 +215,7 @@ class EngineLoop:
         self._commands.put(command)
         return future
 
-    def _admit(self, requests: Sequence[_Request]) -> None:
+    def _admit(self, requests: Sequence[Request]) -> None:
         for request in requests:
             self._next_id += 1
             request_id = str(self._next_id)
@@ -241,7 +235,7 @@ class EngineLoop:
                 )
             )
 
-    def _vllm_params(self, request: _Request) -> VLLMSamplingParams:
+    def _vllm_params(self, request: Request) -> VLLMSamplingParams:
         params, done = request.params, len(request.tokens)
         seed = params.seed
         if seed is not None:  # every prompt, and every continuation after a pause, draws its own numbers
@@ -269,7 +263,7 @@ class EngineLoop:
         if request is None:  # aborted meanwhile
             return
         if output.new_prompt_logprobs_tensors is not None:
-            request.prompt_logprobs = _prompt_logprobs(output, request.params.temperature)
+            request.prompt_logprobs = prompt_logprobs(output, request.params.temperature)
         if output.new_logprobs is not None:
             request.logprobs.extend(output.new_logprobs.logprobs[:, 0].tolist())
         if output.prefill_stats is not None:
@@ -284,41 +278,40 @@ class EngineLoop:
             self._core.abort_requests([output.request_id])
             self._finish(output.request_id, request, "stop")
 
-    def _hits_stop(self, request: _Request) -> bool:
+    def _hits_stop(self, request: Request) -> bool:
         key = "\0".join(request.params.stop)
         if key not in self._stop_checks:
             self._stop_checks[key] = self._make_stop_check(request.params.stop)
         return self._stop_checks[key](request.tokens)
 
-    def _finish(self, request_id: str, request: _Request, reason: str) -> None:
+    def _finish(self, request_id: str, request: Request, reason: str) -> None:
         del self._live[request_id]
         if reason == "length" and request.params.stop and self._hits_stop(request):
             reason = "stop"
-        batch = request.batch
         if reason not in ("stop", "length"):
-            self._fail(batch, ServerError(f"the vLLM engine ended a request with {reason!r}"))
+            request.batch.fail(ServerError(f"the vLLM engine ended a request with {reason!r}"))
             return
-        batch.results[request.index] = result = _result(request, reason)
-        if batch.on_result is not None and isinstance(result, Completion):
-            batch.on_result(request.index, result)
-        batch.missing -= 1
-        if batch.missing == 0 and not batch.future.done():
-            batch.future.set_result(batch.results)
-
-    def _fail(self, batch: _Batch, error: ServerError) -> None:
-        if not batch.future.done():
-            batch.future.set_exception(error)
+        result = result_of(request, reason)
+        if self._in_doubt and not request.probing:
+            self._withheld.append((request, result))
+        else:
+            request.batch.deliver(request.index, result)
 
     def _pause(self, clear_cache: bool) -> None:
         self.paused = True
-        kept = [r for r in self._live.values() if not r.scoring]
-        scoring = [r for r in self._live.values() if r.scoring]
+        kept = [r for r in self._live.values() if not r.probing]
+        probing = [r for r in self._live.values() if r.probing]
         self._drop(list(self._live))
         self._drain()
         self._held = kept + self._held
+        if self._in_doubt:  # whoever probed is gone
+            self._held += [request for request, _ in self._withheld]
+            self._withheld, self._in_doubt = [], False
+            for request in self._held:
+                request.take_back()
         if clear_cache and not self._core.reset_prefix_cache():
             raise ServerError("vLLM could not clear its prefix cache: blocks are still in use")
-        self._admit(scoring)
+        self._admit(probing)
 
     def _drop(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
@@ -331,25 +324,41 @@ class EngineLoop:
         while core.batch_queue or core.scheduler.has_finished_requests():
             self._core.get_output()
 
+    def _go_on_in_doubt(self) -> None:
+        if not self.paused:
+            raise ServerError("only a paused server can go on in doubt")
+        self.paused, self._in_doubt = False, True
+        for request in self._held:
+            request.proved = len(request.tokens)
+        self._admit_held()
+
     def _resume(self) -> None:
-        self.paused, self.failure = False, None
+        self.paused, self.failure, self._in_doubt = False, None, False
+        withheld, self._withheld = self._withheld, []
+        for request, result in withheld:
+            request.batch.deliver(request.index, result)
+        self._admit_held()
+
+    def _admit_held(self) -> None:
         held, self._held = self._held, []
+        self.recomputed_tokens += sum(len(r.prompt) + len(r.tokens) for r in held if r.tokens)
         self._admit(held)
 
     def _reject(self, reason: str) -> None:
         self.failure = reason
-        requests = self._held + list(self._live.values())
-        self._drop(list(self._live))
-        self._held = []
-        for request in requests:
-            self._fail(request.batch, ServerLost(reason))
+        self._drop(list(self._fail_all(reason)))
 
     def _die(self, reason: str) -> None:
         self.dead = reason
-        requests = self._held + list(self._live.values())
-        self._held, self._live = [], {}
-        for request in requests:
-            self._fail(request.batch, ServerLost(reason))
+        self._fail_all(reason)
+        self._live = {}
+
+    def _fail_all(self, reason: str) -> list[str]:
+        """Nobody gets an answer; the names of those in the engine."""
+        for request in [*self._held, *self._live.values(), *(request for request, _ in self._withheld)]:
+            request.batch.fail(ServerLost(reason))
+        self._held, self._withheld, self._in_doubt = [], [], False
+        return list(self._live)
 
     def _set_version(self, version: int) -> None:
         if self._live:
@@ -358,37 +367,5 @@ class EngineLoop:
 
     def _abort_batch(self, future: Future[Any]) -> None:
         self._held = [r for r in self._held if r.batch.future is not future]
+        self._withheld = [(r, result) for r, result in self._withheld if r.batch.future is not future]
         self._drop([i for i, r in self._live.items() if r.batch.future is future])
-
-
-def _result(request: _Request, reason: str) -> Completion | np.ndarray:
-    if request.scoring:
-        if request.prompt_logprobs is None:  # a sequence of one token has nothing to score
-            return np.zeros(len(request.prompt), np.float32)
-        return request.prompt_logprobs
-    versions = np.empty(len(request.tokens), np.int32)
-    for start, version in request.spans:
-        versions[start:] = version
-    return Completion(
-        token_ids=np.array(request.tokens, np.int32),
-        behaviour_logprobs=np.array(request.logprobs, np.float32),
-        policy_version=versions,
-        finish_reason=reason,
-    )
-
-
-def _prompt_logprobs(output: EngineCoreOutput, temperature: float) -> np.ndarray:
-    """(T,) logprobs of a prompt's own tokens at `temperature`; entry 0 is 0.
-
-    Column 0 of vLLM's table is the prompt token. At temperatures other than 1 the other columns are the
-    whole vocabulary (the token appears twice), and the row is normalised again: log softmax(logp / tau).
-    """
-    tensors = output.new_prompt_logprobs_tensors
-    assert tensors is not None
-    table = tensors.logprobs.numpy().astype(np.float64)  # (T - 1, 1 or 1 + V)
-    own = table[:, 0]
-    if table.shape[1] > 1:
-        rows = table[:, 1:] / temperature
-        peak = rows.max(axis=1)
-        own = own / temperature - peak - np.log(np.exp(rows - peak[:, None]).sum(axis=1))
-    return np.concatenate([np.zeros(1), own]).astype(np.float32)

@@ -42,6 +42,7 @@ class ServerStats:
     tokens_generated: int
     prompt_tokens: int  # as vLLM counts them
     cached_prompt_tokens: int  # of those, found in the prefix cache
+    recomputed_tokens: int  # of them, those of requests that went on after a pause
     busy_s: float  # time spent in engine steps
     startup_s: float
 
@@ -112,18 +113,24 @@ class VLLMServer:
         self._check(lists, 1)
         return await asyncio.wrap_future(self._engine.score(lists, temperature))
 
-    async def sample_one(self, sequences: PackedSequences, temperature: float) -> PackedCompletions:
-        """One token after each sequence, sampled the ordinary way (prefix cache included)."""
+    async def probe(
+        self, sequences: PackedSequences, temperature: float
+    ) -> tuple[list[np.ndarray], PackedCompletions]:
+        """`score`, and one token after each sequence, sampled the ordinary way (prefix cache included). Then
+        the paused server goes on, in doubt: it hands out no completion before `resume`."""
         lists = sequences.unpack()
         self._check(lists, 1)
-        completions = await asyncio.wrap_future(self._engine.sample_one(lists, temperature))
-        return pack_completions(completions)
+        sampling = asyncio.wrap_future(self._engine.sample_one(lists, temperature))
+        scores, sampled = await asyncio.gather(self.score(sequences, temperature), sampling)
+        await asyncio.wrap_future(self._engine.go_on_in_doubt())
+        return scores, pack_completions(sampled)
 
     async def pause(self, clear_cache: bool = True) -> None:
         """Stop computing; requests are kept. `clear_cache=False` leaves KV of the old weights behind."""
         await asyncio.wrap_future(self._engine.pause(clear_cache))
 
     async def resume(self) -> None:
+        """Serve: the weights are right. What was completed in doubt is handed out."""
         await asyncio.wrap_future(self._engine.resume())
 
     async def reject(self, reason: str) -> None:
@@ -140,6 +147,10 @@ class VLLMServer:
         if self._engine.failure is not None:
             raise ServerLost(self._engine.failure)
 
+    async def steps(self) -> np.ndarray:
+        """(N, 3) of the last engine steps: start (`time.perf_counter`), seconds, tokens generated."""
+        return np.array(await asyncio.wrap_future(self._engine.call(lambda: list(self._engine.steps))))
+
     async def stats(self) -> ServerStats:
         engine = self._engine
         return ServerStats(
@@ -149,6 +160,7 @@ class VLLMServer:
             tokens_generated=engine.tokens_generated,
             prompt_tokens=engine.prompt_tokens,
             cached_prompt_tokens=engine.cached_prompt_tokens,
+            recomputed_tokens=engine.recomputed_tokens,
             busy_s=engine.busy_s,
             startup_s=self._startup_s,
         )

@@ -54,7 +54,7 @@ class ScriptedServer:
         self.current = version
 
     async def stats(self) -> ServerStats:
-        return ServerStats(self.current, 0, 0, 0, 0, 0, 0.0, 0.0)
+        return ServerStats(self.current, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
 
 
 class ScriptedLearner(cluster.LearnerActor):

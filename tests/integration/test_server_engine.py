@@ -275,12 +275,54 @@ def test_weights_may_change_in_the_middle_of_a_completion(fresh):
         assert agrees(diff)
 
 
+def test_nothing_leaves_the_server_while_its_weights_are_in_doubt(fresh):
+    """Between probe and resume it samples on. If nobody says that the weights are right, those tokens go."""
+
+    async def scenario():
+        stats, sampler = fresh.actor.stats.remote, fresh.sampler
+        begun = asyncio.create_task(sampler.generate([[5, 6]] * 8, SamplingParams(max_tokens=200)))
+        while (await stats()).tokens_generated == start:
+            await asyncio.sleep(0.01)
+        await sampler.pause()
+        await fresh.actor.update_weight_version.remote(fresh.version + 100)
+        await fresh.actor.probe.remote(_packed([[5, 6, 7]]), TAU)
+        short = asyncio.create_task(sampler.generate([[7, 8]] * 4, SamplingParams(max_tokens=3)))
+        while (await stats()).held < 4:  # completed, and kept back
+            assert not short.done()
+            await asyncio.sleep(0.01)
+        await sampler.pause()  # as a new learner does when the one that probed has died
+        await fresh.actor.update_weight_version.remote(fresh.version)
+        await fresh.actor.probe.remote(_packed([[5, 6, 7]]), TAU)
+        await asyncio.sleep(0.3)
+        assert not short.done() and not begun.done()
+        await sampler.resume()
+        return await begun + await short
+
+    start = ray.get(fresh.actor.stats.remote()).tokens_generated
+    completions = asyncio.run(scenario())
+    assert len(completions) == 12
+    for completion in completions:
+        assert (completion.policy_version == fresh.version).all(), "a token of unproved weights"
+        assert len(completion.behaviour_logprobs) == len(completion.token_ids) > 0
+    prompts = [[5, 6]] * 8 + [[7, 8]] * 4
+    diff = compare_logprobs(
+        [np.append(0, c.behaviour_logprobs) for c in completions],
+        [
+            np.append(0, learner_logprobs(fresh.model, [p + c.token_ids.tolist()], 1.0)[0][2:])
+            for p, c in zip(prompts, completions, strict=True)
+        ],
+    )
+    assert agrees(diff)
+
+
 def test_a_sync_is_reported(world):
     change_weights(world.model)
     report = world.sync()
     assert report.version == world.version == asyncio.run(world.sampler.version())
     assert report.bytes == sum(p.numel() * 4 for p in world.model.parameters())
     assert 0 < report.pause_seconds <= report.seconds
+    assert set(report.phases) == {"load", "pause", "transfer", "probe", "compare", "resume"}
+    assert sum(report.phases.values()) <= report.seconds
     assert report.probe_max_abs_diff <= MAX_DIFF
 
 
@@ -307,10 +349,22 @@ def test_fault_off_by_one(fresh):
 
 
 def test_fault_tied_head(fresh):
-    """Without repacking the head the server would sample from a mixture of two policies."""
+    """Without repacking the head the server would sample from a mixture of two policies: what it samples
+    while the learner compares is lost with the rest."""
     change_weights(fresh.model, 0.05)
-    with pytest.raises(ServersFailed, match="logprobs differ"):
-        fresh.sync(repack_tied_heads=False)
+
+    async def sync_under_load():
+        params = SamplingParams(max_tokens=200, temperature=TAU)
+        calls = [fresh.sampler.generate(tiny_model.prompts(8, 4), params) for _ in range(4)]
+        load = [asyncio.create_task(call) for call in calls]
+        while not (await fresh.actor.stats.remote()).running:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ServersFailed, match="logprobs differ"):
+            await asyncio.to_thread(fresh.sync, repack_tied_heads=False)
+        return await asyncio.gather(*load, return_exceptions=True)
+
+    for answer in asyncio.run(sync_under_load()):
+        assert isinstance(answer, ServerError) and "logprobs differ" in str(answer)
     with pytest.raises(ServerError, match="logprobs differ"):
         fresh.generate([[5, 6]])
     with pytest.raises(ServerError, match="logprobs differ"):
