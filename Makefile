@@ -87,11 +87,12 @@ bench-verifier: install ## accuracy, speed and tail latency of the verifier
 bench-estimators: install ## pass@k, maj@k and the others for 10,000 problems × 1,024 samples
 	$(PY) -m benchmarks.estimators $(ARGS)
 
-bench: bench-quick bench-verifier bench-estimators ## every benchmark that ends within the hour
+bench: smollm2 bench-quick bench-verifier bench-estimators ## every benchmark that ends within the hour
 	$(PY) -m benchmarks.trl_learner
 	$(PY) -m benchmarks.trl_step --pairs 5
 	$(PY) -m benchmarks.learner_memory
 	$(PY) -m benchmarks.learner_gemm
+	$(PY) -m benchmarks.learner_profile
 	$(PY) -m benchmarks.evaluation
 	$(PY) -m benchmarks.view
 	$(PY) -m benchmarks.control_plane

@@ -23,16 +23,18 @@ TOKENS = {"embedded": 16384, "smollm2": 2048}  # of one update: seconds, not min
 GEMM_SIZES = (1024, 2048, 3072)
 
 
-def long_tailed_batch(tokens: int, vocabulary: int, seed: int = 0) -> Any:
-    """Rollouts of 10 to 512 tokens (log-normal, median 60), about `tokens` in all; the first 8 are prompt."""
+def long_tailed_batch(tokens: int, vocabulary: int, seed: int = 0, *, shorter: int = 1) -> Any:
+    """Rollouts of 10 to 512 tokens (log-normal, median 60), about `tokens` in all; the first 8 are prompt.
+    With `shorter` each is that many times shorter."""
     from reasoner.types import TrainBatch
 
     rng = np.random.default_rng(seed)
     lengths: list[int] = []
     while sum(lengths) < tokens:
         lengths.append(int(np.clip(rng.lognormal(np.log(60), 1.0), 10, 512)))
+    lengths = [max(n // shorter, 2) for n in lengths]
     total = sum(lengths)
-    mask = np.concatenate([np.arange(n) >= 8 for n in lengths])
+    mask = np.concatenate([np.arange(n) >= max(8 // shorter, 1) for n in lengths])
     signs = np.repeat(rng.choice([-1.0, 1.0], len(lengths)), lengths)
     return TrainBatch(
         token_ids=rng.integers(0, vocabulary, total).astype(np.int32),

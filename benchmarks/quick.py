@@ -1,11 +1,16 @@
 """The figures of a few minutes: a short real run, rollout against vLLM's own, sync against a memory copy,
-learner and whole step against TRL (which is installed into .bench/trl on first use).
+the learner against the machine (product rate, where its time goes, memory), learner and whole step against
+TRL (which is installed into .bench/trl on first use).
 
     python -m benchmarks.quick
 
 The short run gives `start_to_first_step_s` (from the command to the first optimizer step, the first
-evaluation included) and where a step's time goes. Lone seconds describe this machine only; the ratios are
-measured side by side in one run.
+evaluation included) and where a step's time goes. `loop_python_share` is what the loop itself costs: CPU
+seconds of the driver's process (all its threads; not of the servers, workers, verifiers and the learner
+that it waits for, nor of Ray's own processes) between two steps, over the seconds between them. Most of
+that runs while the others work, so it is more than what the loop adds to a step. What Python costs inside
+the learner is `learner_python_share` of `benchmarks.learner_profile`. Lone seconds describe this machine
+only; the ratios are measured side by side in one run.
 """
 
 from __future__ import annotations
@@ -18,37 +23,58 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from benchmarks.figures import Figure, report
 from reasoner.metrics import PHASES
 
 STEPS = 8
-RUN_S = 1800.0
+RUN_S = 1800.0  # after which the short run hangs
 WARM_UP = 2  # steps left out of the shares
 
 
 def short_run() -> tuple[list[Figure], dict[str, object]]:
     """A run of the default configuration, cut to `STEPS` steps."""
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile("w+") as output:
         flags = ["--name=quick", f"--steps={STEPS}", "--eval.every=0", "--checkpoint.every=0"]
         command = [sys.executable, "-m", "reasoner.cli", "train", f"--runs_dir={directory}", *flags]
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True)
         metrics = Path(directory) / "quick" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and '"step": 1,' in metrics.read_text()):
-            time.sleep(0.05)
-        first_step_s = time.perf_counter() - started
-        output = process.communicate(timeout=RUN_S)[0]
+        seen = _watch(process, metrics)
         if process.returncode != 0:
-            raise RuntimeError(f"the short run failed:\n{output}")
+            output.seek(0)
+            raise RuntimeError(f"the short run failed:\n{output.read()}")
         lines = [json.loads(line) for line in metrics.read_text().splitlines()][1 + WARM_UP :]
-    figures = [Figure("start_to_first_step_s", first_step_s, "s")]
+    wall, cpu = np.diff(seen[WARM_UP:-1], axis=0).T  # the last step ends with an evaluation
+    shares = cpu / wall
+    figures = [
+        Figure("start_to_first_step_s", seen[1][0] - started, "s"),
+        Figure("loop_python_share", float(shares.mean()), "of step", shares.min(), shares.max()),
+    ]
     for phase in PHASES:
-        shares = [line["seconds"][phase] / line["seconds"]["total"] for line in lines]
-        figures.append(Figure(f"{phase}_share", float(np.mean(shares)), "of step", min(shares), max(shares)))
+        parts = [line["seconds"][phase] / line["seconds"]["total"] for line in lines]
+        figures.append(Figure(f"{phase}_share", float(np.mean(parts)), "of step", min(parts), max(parts)))
     totals = [line["seconds"]["total"] for line in lines]
     figures.append(Figure("step_s", float(np.median(totals)), "s", min(totals), max(totals)))
     return figures, {"steps": len(lines), "seconds": [line["seconds"] for line in lines]}
+
+
+def _watch(process: subprocess.Popen[str], metrics: Path) -> list[tuple[float, float]]:
+    """(time, CPU seconds of the process so far) when each line of `metrics` appeared, until it ends."""
+    driver = psutil.Process(process.pid)
+    seen: list[tuple[float, float]] = []
+    deadline = time.perf_counter() + RUN_S
+    while process.poll() is None:
+        if time.perf_counter() > deadline:
+            process.terminate()
+            raise subprocess.TimeoutExpired(process.args, RUN_S)
+        lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        if lines > len(seen):
+            cpu = driver.cpu_times()
+            seen += [(time.perf_counter(), cpu.user + cpu.system)] * (lines - len(seen))
+        time.sleep(0.02)
+    return seen
 
 
 def main() -> None:
@@ -57,6 +83,9 @@ def main() -> None:
     others = (
         ("rollout", ["--repeats", "3"]),
         ("sync", ["--repeats", "10"]),
+        ("learner_gemm", ["--models", "embedded"]),
+        ("learner_profile", ["--models", "embedded"]),
+        ("learner_memory", ["--tokens", "1024,4096", "--vocabularies", "1000,150000"]),
         ("trl_learner", ["--models", "embedded", "--repeats", "3"]),
         ("trl_step", ["--pairs", "1", "--per-device", "64"]),
     )

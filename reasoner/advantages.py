@@ -35,22 +35,22 @@ def grpo(groups: Rewards) -> list[np.ndarray]:
 
 
 def dr_grpo(groups: Rewards) -> list[np.ndarray]:
-    """Dr. GRPO (arXiv 2503.20783 eq. 3): A_i = r_i - mean. No division by the standard deviation, which
-    would weigh the easiest and the hardest tasks most."""
+    """Dr. GRPO (arXiv 2503.20783 §3.2, eq. 3 without its std): A_i = r_i - mean. No division by the standard
+    deviation, which would weigh the easiest and the hardest tasks most."""
     return [_centred(r) for r in groups]
 
 
 def rloo(groups: Rewards) -> list[np.ndarray]:
-    """RLOO (arXiv 2402.14740): A_i = r_i - mean of the other n - 1, which equals n / (n - 1) (r_i - mean)."""
+    """RLOO (arXiv 2402.14740 §2.3): A_i = r_i - mean of the other n - 1, that is n / (n - 1) (r_i - mean)."""
     scored = [int(np.isfinite(r).sum()) for r in groups]
     return [_centred(r) * (n / (n - 1) if n > 1 else np.nan) for r, n in zip(groups, scored, strict=True)]
 
 
 def reinforce_pp(groups: Rewards) -> list[np.ndarray]:
-    """REINFORCE++ (arXiv 2501.03262): A_i = (r_i - mean_batch) / std_batch over all scored rollouts.
+    """REINFORCE++ (arXiv 2501.03262v9 eq. 5): A_i = (r_i - mean_batch) / std_batch over all scored rollouts.
 
     The baseline is the batch, not the group, so groups of one rollout are allowed. The paper's variant with
-    a group baseline is `dr_grpo` with `batch_normalise`.
+    a group baseline (eq. 6 and 7) is `dr_grpo` with `batch_normalise`.
     """
     rewards = np.concatenate([_float(r) for r in groups]) if len(groups) else np.empty(0)
     if not has_signal(rewards):

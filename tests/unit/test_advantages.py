@@ -14,6 +14,7 @@ from reasoner.advantages import (
     filter_groups,
     group_rewards,
     grpo,
+    normalise_by_batch,
     reinforce_pp,
     rloo,
 )
@@ -117,6 +118,17 @@ def test_group_relative_advantages_sum_to_zero_in_every_group(groups):
         for rewards, advantages in zip(groups, estimator(groups), strict=True):
             assert (np.isnan(advantages) == np.isnan(rewards)).all()
             assert abs(np.nansum(advantages)) < 1e-9
+
+
+@given(batches)
+def test_what_the_batch_normalises_has_mean_zero_and_deviation_one(groups):
+    for advantages in (reinforce_pp(groups), normalise_by_batch(dr_grpo(groups))):
+        everything = np.concatenate(advantages)
+        present = everything[np.isfinite(everything)]
+        assert abs(present.sum()) < 1e-9
+        assert present.std() == pytest.approx(1) or np.ptp(present) < 1e-9
+    for advantages in normalise_by_batch(dr_grpo(groups)):
+        assert abs(np.nansum(advantages)) < 1e-9, "only the scale changes: every group still sums to zero"
 
 
 @given(batches, st.randoms())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from reasoner.errors import UsageError
 from reasoner.losses import (
@@ -182,6 +185,69 @@ def test_ppo_clips_just_beyond_the_edge_and_only_in_the_advantage_s_direction(ed
         clipped = beyond and (edge > 1) == (advantage > 0)
         assert (grad == 0) == clipped
         assert ppo_clip(t, 0.2, 0.2, None)[1]["clip_rate"].item() == clipped
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.5, 2.0), st.sampled_from([-1.5, -1.0, 1.0, 2.0]), st.integers(1, 4)),
+        min_size=1,
+        max_size=5,
+    ),
+    st.floats(0.05, 0.4),
+    st.floats(0.05, 0.4),
+)
+def test_gspo_clips_whole_rollouts_exactly_where_the_paper_does(rollouts, low, high):
+    """Eq. 5: no gradient where s > 1 + eps_high and A > 0, or s < 1 - eps_low and A < 0, and only there."""
+    ratios = [s for s, _, tokens in rollouts for _ in range(tokens)]  # equal in a rollout: s is their mean
+    advantages = [a for _, a, tokens in rollouts for _ in range(tokens)]
+    cu = [0, *itertools.accumulate(tokens for _, _, tokens in rollouts)]
+    assume(all(abs(s - edge) > 1e-9 for s in ratios for edge in (1 - low, 1 + high)))
+    t = tensors(ratios, advantages, prox_ratios=ratios, cu=cu)
+    clipped = [
+        (s > 1 + high and a > 0) or (s < 1 - low and a < 0) for s, a in zip(ratios, advantages, strict=True)
+    ]
+    assert [g == 0 for g in gradient(gspo, t, low, high, None)] == clipped
+    assert gspo(t, low, high, None)[1]["clip_rate"].item() == sum(clipped)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 20), st.floats(-2, 2)), min_size=1, max_size=9), st.floats(0.5, 9))
+def test_cispo_bounds_the_weight_of_a_token_and_never_drops_its_gradient(tokens, cap):
+    """Eq. 4 and 5: the gradient is -min(r, cap) A whatever the side, and `clip_rate` counts r > cap."""
+    ratios, advantages = zip(*tokens, strict=True)
+    assume(all(abs(r - cap) > 1e-9 for r in ratios))
+    t = tensors(ratios, advantages)
+    expected = [-min(r, cap) * a for r, a in tokens]
+    for loss_fn in (cispo, reinforce):
+        assert gradient(loss_fn, t, 0.2, 0.2, cap) == pytest.approx(expected)
+        assert loss_fn(t, 0.2, 0.2, cap)[1]["clip_rate"].item() == sum(r > cap for r in ratios)
+
+
+@given(st.permutations(range(4)), st.integers(0, 2**16))
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_the_order_of_the_rollouts_changes_nothing(name, order, seed):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [3, 1, 5, 2]
+    ends = list(itertools.accumulate(lengths))
+    tokens = [torch.arange(end - n, end) for end, n in zip(ends, lengths, strict=True)]
+    index = torch.cat([tokens[i] for i in order])
+    values = torch.randn(4, ends[-1], generator=generator, dtype=torch.float64)
+    mask, weight = values[3] > -1, values[3].abs()
+
+    def of(index, lengths):
+        logprobs = values[0][index].clone().requires_grad_()
+        fixed = [logprobs.detach() + 0.3 * v[index] for v in values[1:3]]
+        cu = torch.tensor([0, *itertools.accumulate(lengths)])
+        t = PolicyTensors(
+            logprobs, *fixed, values[2][index], mask[index], (weight * mask)[index], cu_seqlens=cu
+        )
+        loss, stats = LOSSES[name](t, 0.1, 0.1, 1.5)
+        return loss, stats, torch.autograd.grad(loss, logprobs)[0]
+
+    loss, stats, grad = of(torch.arange(ends[-1]), lengths)
+    permuted, permuted_stats, permuted_grad = of(index, [lengths[i] for i in order])
+    assert permuted.item() == pytest.approx(loss.item())
+    assert {k: v.item() for k, v in permuted_stats.items()} == {k: v.item() for k, v in stats.items()}
+    torch.testing.assert_close(permuted_grad, grad[index])
 
 
 def test_kl_to_reference_by_hand():
