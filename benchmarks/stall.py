@@ -77,7 +77,7 @@ def stall(name: str, window_s: float, pairs: int) -> tuple[list[Figure], dict[st
             )
             torch.set_num_threads(1)
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
-            prompts = _prompts(config, AutoTokenizer.from_pretrained(source.path), source.template)
+            prompts = _prompts(config, AutoTokenizer.from_pretrained(source.path))
             sync = WeightSync([actor], score=_score_with(model))
             sync.sync(model, 1)
             load = _Load(actor, config, prompts)
@@ -109,7 +109,7 @@ class _Load:
             await sampler.generate([prompt] * rollout.group_size, SamplingParams(rollout.max_tokens))
 
 
-def _prompts(config: Config, tokenizer: Any, chat: Any) -> Any:
+def _prompts(config: Config, tokenizer: Any) -> Any:
     from envs.tasks import load_tasks
     from rollouts.worker import RolloutWorker
 
@@ -137,6 +137,8 @@ async def _windows(
         if phases is not None:
             again = after.recomputed_tokens - before.recomputed_tokens
             losses.append(_loss(await load.actor.steps.remote(), called, window_s, phases, again))
+        if working.done():
+            working.result()  # why it ended
     working.cancel()
     return _summary(np.array(rates), losses, window_s)
 
