@@ -231,6 +231,8 @@ def _describe_updates(u: Recomputation) -> Iterator[str]:
             yield f"checkpoint    {step}: {text}"
     if u.first is not None:
         yield f"DIVERGED      first at {u.first}"
+        if u.first.step == 0:
+            yield "              step 0 is the base model: it is not the one that the run began with"
 
 
 def _describe_other(rewards: Rewards) -> Iterator[str]:

@@ -21,7 +21,7 @@ from reasoner.config import Config, config_toml, load_config
 from reasoner.durable import disk_errors, only_writer, write_atomically
 from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
-from reasoner.model_source import ModelSource, resolve_model
+from reasoner.model_source import BUILT_IN, ModelSource, resolve_model
 from reasoner.plugins import load_function
 from reasoner.redo import last_finished_step
 from reasoner.trackers import check_trackers
@@ -61,7 +61,9 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
 
     Raises UsageError with one message that says what is wrong and what to do."""
     path = Path(resume) if resume else _new_path(config)
-    model = resolve_model(config.model)
+    model = resolve_model(config.model, runs_dir=config.runs_dir)
+    if not resume or config.model != load_config(path / "config.toml").model:
+        config = _with_pinned_model(config, model)
     template = prompt_template(config.tasks.template, model)
     context_tokens(config, model)
     _check_tasks(load_tasks(config.tasks.source, config.seed), config.tasks.source)
@@ -215,6 +217,15 @@ def provenance() -> dict[str, str]:
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **versions,
     }
+
+
+def _with_pinned_model(config: Config, model: ModelSource) -> Config:
+    """A local model is recorded as the directory it is: the name of a run means another checkpoint once that
+    run goes on, and adapters, the reference policy and a replay need the one that this run began with."""
+    places = (Path(config.model).expanduser(), Path(config.runs_dir) / config.model)
+    if config.model in BUILT_IN or not any(place.exists() for place in places):
+        return config
+    return config.model_copy(update={"model": str(model.path)})
 
 
 def _git_revision() -> str:

@@ -65,6 +65,23 @@ def test_a_resumed_run_keeps_its_model(run):
     assert (run / "config.toml").read_text() == before
 
 
+def test_a_run_that_begins_with_another_run_keeps_its_checkpoint(run, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    second = prepare(Config(name="second", model="r", runs_dir=".", steps=8))
+    second.lock.close()
+    began_with = run / "checkpoints" / "step_000006"
+    CheckpointStore(second.path).save(1, lambda d: _copy(second.model.path, d), {"seconds": 1.0})
+    CheckpointStore(run, keep=3).save(7, lambda d: _copy(second.model.path, d), {"seconds": 1.0})
+    monkeypatch.chdir("/")
+    resumed = resume(run.parent / "second")
+    assert resumed.base_model.path == began_with == Path(resumed.config.model)
+    assert resume(run.parent / "second", model=str(began_with), steps=9).base_model.path == began_with
+
+
+def _copy(model: Path, directory: Path) -> None:
+    shutil.copytree(model, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("trainer"))
+
+
 def test_no_intact_checkpoint_is_bad_input_and_changes_nothing(run):
     for path in (run / "checkpoints").glob("step_*"):
         (path / "trainer" / "state.json").write_text("{}")
