@@ -435,6 +435,7 @@ def doctor(cluster: str) -> None:
     "--max-tokens", type=click.IntRange(1), help="Longest completion, tokens. [the run's, else 128]"
 )
 @click.option("--temperature", type=click.FloatRange(0, min_open=True), help="[the run's, else 1]")
+@click.option("--stop", multiple=True, help="A text that ends a completion; may be repeated. [the run's]")
 @click.option("--template", help="auto, base, chat, or a text with {prompt}. [the run's, else auto]")
 @click.option("--verifier", help="auto, math, or module:attribute. [the run's, else auto]")
 @click.option("--scorer", help="A verifier whose reward ranks samples in best-of-k. [their mean logprob]")

@@ -81,7 +81,7 @@ def _options(given: dict[str, Any]) -> EvalOptions:
 def _config(given: dict[str, Any], endpoint: Endpoint | None) -> Config:
     """The run's configuration, or the default one, with the options over it."""
     overrides = {_KEYS[name]: given[name] for name in _KEYS if given[name] is not None}
-    overrides |= {"server.addresses": ()}
+    overrides |= {"server.addresses": (), **({"rollout.stop": given["stop"]} if given["stop"] else {})}
     model = given["model"]
     if endpoint is None:
         overrides["model"] = model

@@ -109,3 +109,16 @@ def test_training_problems_seen_and_fresh(tmp_path):
     assert [task.id for task in splits["train_seen"]] == [f"arithmetic/train/3/{i}" for i in range(3)]
     assert len(splits["train_fresh"]) == 3
     assert not {t.prompt for t in splits["train_seen"]} & {t.prompt for t in splits["train_fresh"]}
+
+
+def test_splits_and_stop_texts_reach_the_evaluation(monkeypatch):
+    asked = []
+
+    def evaluate(config, options):
+        asked.append((config.rollout.stop, options.splits))
+        raise UsageError("enough")
+
+    monkeypatch.setattr("reasoner.evaluation.command.evaluate", evaluate)
+    refused("embedded", "--stop", "\n", "--stop", "Q:", "--splits", "held_out,ood")
+    refused("embedded")
+    assert asked == [(("\n", "Q:"), ("held_out", "ood")), ((), ())]
