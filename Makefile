@@ -93,6 +93,7 @@ bench: smollm2 bench-quick bench-verifier bench-estimators ## every benchmark th
 	$(PY) -m benchmarks.learner_memory
 	$(PY) -m benchmarks.learner_gemm
 	$(PY) -m benchmarks.learner_profile
+	$(PY) -m benchmarks.sync --lora-rank 8
 	$(PY) -m benchmarks.evaluation
 	$(PY) -m benchmarks.view
 	$(PY) -m benchmarks.control_plane

@@ -4,7 +4,11 @@
 probe, resume) / seconds of one `memcpy` of the same bytes. For a small model the ratio is large by
 nature: the copy takes microseconds, rebuilding vLLM's layers and proving them milliseconds each.
 
-    python -m benchmarks.sync [--model DIR] [--repeats 20] [--dtype float32]
+    python -m benchmarks.sync [--model NAME] [--repeats 20] [--dtype float32] [--lora-rank 8]
+
+With `--lora-rank` two servers instead, synced in turn from one learner with LoRA adapters: one gets the
+merged weights, one the adapters, which it merges itself. `sync_lora_bytes` is the bytes of the second over
+those of the first, `sync_lora_pause` the same for the seconds that a server stands still.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import numpy as np
 import ray
 
 from benchmarks.figures import Figure, ratio, report
-from reasoner.models import embedded_path
+from reasoner.model_source import resolve_model
 from rollouts.server import ServerConfig, start_server, wait_until_ready
 
 
@@ -59,6 +63,48 @@ def run(model_path: str, *, repeats: int, dtype: str) -> tuple[list[Figure], dic
     return figures, details
 
 
+def run_lora(model_path: str, *, repeats: int, dtype: str, rank: int) -> tuple[list[Figure], dict[str, Any]]:
+    """Merged weights to one server and adapters to another, in turn; needs a running Ray."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = ServerConfig(model=model_path, dtype=dtype, kv_cache_gib=0.25)
+        actors = {
+            name: start_server(config, name=name, log_dir=directory, wait=False)
+            for name in ("merged", "adapters")
+        }
+        import torch
+
+        from reasoner.learner import Learner, LearnerConfig
+        from reasoner.weight_sync import WeightSync
+
+        learner = Learner(model_path, LearnerConfig(lora_rank=rank, threads=1))
+        wait_until_ready(actors, log_dir=directory, timeout_s=600)
+        syncs = {
+            name: WeightSync([actor], score=learner.score, dtype=dtype, adapters_only=name == "adapters")
+            for name, actor in actors.items()
+        }
+        reports: dict[str, list[Any]] = {name: [] for name in syncs}
+        for version in range(1, repeats + 2):
+            with torch.no_grad():
+                for name, parameter in learner.model.named_parameters():
+                    if ".lora_B." in name:
+                        parameter.add_(torch.randn_like(parameter), alpha=1e-3)
+            for name, sync in syncs.items():
+                reports[name].append(sync.sync(learner.model, version))
+        for actor in actors.values():
+            ray.kill(actor)
+    adapters, merged = reports["adapters"][1:], reports["merged"][1:]
+    figures = [
+        ratio("sync_lora_bytes", [r.bytes for r in adapters], [r.bytes for r in merged]),
+        ratio("sync_lora_pause", [r.pause_seconds for r in adapters], [r.pause_seconds for r in merged]),
+    ]
+    details = {
+        "rank": rank,
+        "bytes": {"adapters": adapters[0].bytes, "merged": merged[0].bytes},
+        "probe_max": max(r.probe_max_abs_diff for r in adapters + merged),
+    }
+    return figures, details
+
+
 def _spread(seconds: list[float]) -> tuple[float, str, float, float]:
     return float(np.median(seconds)), "s", min(seconds), max(seconds)
 
@@ -88,14 +134,18 @@ def _score_with(model: Any) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", default=str(embedded_path()))
+    parser.add_argument("--model", default="embedded")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--lora-rank", type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    figures, details = run(args.model, repeats=args.repeats, dtype=args.dtype)
-    report("sync", figures, details)
+    model_path, settings = str(resolve_model(args.model).path), {"repeats": args.repeats, "dtype": args.dtype}
+    if args.lora_rank:
+        report("sync_lora", *run_lora(model_path, rank=args.lora_rank, **settings))
+    else:
+        report("sync", *run(model_path, **settings))
 
 
 if __name__ == "__main__":

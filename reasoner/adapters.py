@@ -1,8 +1,9 @@
 """LoRA (arXiv 2106.09685): train the product of two thin matrices beside every linear layer, freeze the rest.
 
 W x becomes W x + (ALPHA / r) B A x. Only A and B have gradients and optimizer state. `peft` builds them;
-its usual adapter directory is read and written; servers and checkpoints get the merged matrices
-W + (ALPHA / r) B A, so whatever loads the model needs to know nothing of adapters.
+its usual adapter directory is read and written. Checkpoints hold the merged matrices W + (ALPHA / r) B A, so
+whatever loads the model needs to know nothing of adapters. Servers of ours get A and (ALPHA / r) B and merge
+them themselves (`rollouts.merging`), others get the merged matrices.
 """
 
 from __future__ import annotations
@@ -26,20 +27,21 @@ ADAPTER_DIRECTORY = "adapter"  # in a checkpoint
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight as a server or a checkpoint knows it: the base parameter and, if any, what is added."""
+    """One weight as a server or a checkpoint knows it: the base parameter and, if any, what is added; or a
+    half of what is added, alone and scaled."""
 
     name: str
     base: Tensor
     down: Tensor | None = None  # (r, in), A
     up: Tensor | None = None  # (out, r), B
-    scale: float = 0.0
+    scale: float = 1.0  # of what is added, or of a `base` that is a half
 
     @torch.no_grad()
     def merged(self) -> Tensor:
         """The whole weight, gathered and with the adapter added (a collective when sharded)."""
         base = full(self.base)
         if self.down is None or self.up is None:
-            return base
+            return base if self.scale == 1.0 else self.scale * base
         return torch.addmm(base, full(self.up), full(self.down), alpha=self.scale)
 
 
@@ -84,8 +86,10 @@ def save_adapters(model: nn.Module, path: Path, base_model: str, *, write: bool 
     (path / "adapter_config.json").write_text(json.dumps(plain, indent=1, default=str))
 
 
-def exported_weights(model: nn.Module) -> list[Weight]:
-    """The parameters under the names they have without adapters, in order; tied ones once."""
+def exported_weights(model: nn.Module, *, adapters_only: bool = False) -> list[Weight]:
+    """The parameters under the names they have without adapters, in order; tied ones once. With
+    `adapters_only` what a server that has the base needs: `M.lora_A.weight` and, scaled,
+    `M.lora_B.weight` of every adapted module M."""
     weights = []
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -101,7 +105,17 @@ def exported_weights(model: nn.Module) -> list[Weight]:
             continue
         down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         weights.append(Weight(plain, parameter, down, up, layer.scaling[ADAPTER]))
-    return weights
+    return [half for weight in weights for half in _halves(weight)] if adapters_only else weights
+
+
+def _halves(weight: Weight) -> list[Weight]:
+    if weight.down is None or weight.up is None:
+        return []
+    module = weight.name.removesuffix(".weight")
+    return [
+        Weight(f"{module}.lora_A.weight", weight.down),
+        Weight(f"{module}.lora_B.weight", weight.up, scale=weight.scale),
+    ]
 
 
 def _linear_layers(model: nn.Module) -> list[str]:

@@ -22,7 +22,7 @@ import ray
 from envs.tasks import load_tasks, verifiers_of
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
-from reasoner.learner_actor import LearnerActor, weight_transfer
+from reasoner.learner_actor import LearnerActor, sends_adapters, weight_transfer, with_adapters
 from reasoner.logs import log_to
 from reasoner.model_source import ModelSource
 from reasoner.reaper import guard_children
@@ -240,7 +240,7 @@ def start(
     processes = Processes(
         config,
         Fleet(
-            server_launchers(config, model, log_dir),
+            server_launchers(config, model, log_dir, learner_base),
             needs_sync=learner_base is not None,
             start_s=timeout_s,
             tell=tell,
@@ -267,12 +267,12 @@ def start(
 
 
 def server_launchers(
-    config: Config, model: ModelSource, log_dir: Path
+    config: Config, model: ModelSource, log_dir: Path, learner_base: Path | None
 ) -> list[ServerLauncher] | list[ExternalLauncher]:
     """One launcher a replica."""
     if config.server.addresses:
         return [ExternalLauncher(sampler) for sampler in _external_samplers(config, model)]
-    server = server_config(config, model)
+    server = server_config(config, model, learner_base)
     return [ServerLauncher(f"server-{i}", server, log_dir) for i in range(config.server.replicas)]
 
 
@@ -325,12 +325,16 @@ def _on_gpu(config: Config) -> bool:
     )
 
 
-def server_config(config: Config, model: ModelSource) -> ServerConfig:
-    """How one replica of `config.server` is started. Needs a running Ray."""
+def server_config(config: Config, model: ModelSource, learner_base: Path | None = None) -> ServerConfig:
+    """How one replica of `config.server` is started: with `model`, or where a learner then sends adapters
+    only, with the model that they belong to. Needs a running Ray."""
     server = config.server
     device = "cuda" if _on_gpu(config) else "cpu"
+    path, transfer = model.path, weight_transfer(device, config)
+    if learner_base is not None and sends_adapters(device, config, learner_base):
+        path, transfer = learner_base, with_adapters(transfer)
     return ServerConfig(
-        model=str(model.path),
+        model=str(path),
         dtype=server.dtype,
         max_model_len=context_tokens(config, model),
         max_num_seqs=server.max_num_seqs,
@@ -341,7 +345,7 @@ def server_config(config: Config, model: ModelSource) -> ServerConfig:
         tensor_parallel_size=server.tensor_parallel,
         gpu_memory_utilization=server.gpu_memory_utilization,
         enable_sleep_mode=device == "cuda" and config.cluster.colocate,
-        weight_transfer=weight_transfer(device, config),
+        weight_transfer=transfer,
     )
 
 

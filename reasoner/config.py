@@ -152,7 +152,7 @@ class LearnerKeys(Section):
         "float32", description="compute type; master weights are fp32"
     )
     lora_rank: int = Field(
-        0, ge=0, description="train LoRA adapters of this rank (merged for servers); 0: all weights"
+        0, ge=0, description="train LoRA adapters of this rank and send only these; 0: all weights"
     )
     ranks: int = Field(1, ge=1, description="learner processes the model is sharded over (FSDP2)")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")

@@ -78,6 +78,7 @@ class LearnerActor:
         )
         ray.get(calls)
         self.transfer = weight_transfer(device, config)
+        self.adapters_only = sends_adapters(device, config, Path(base_path))
         self.connected: list[str] = []
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
@@ -103,6 +104,7 @@ class LearnerActor:
                 temperature=self.config.rollout.temperature,
                 dtype="bfloat16" if keys.dtype == "bfloat16" else self.config.server.dtype,  # the coarser
                 rank=rank,
+                adapters_only=self.adapters_only,
             )
         elif self.connected != list(servers):
             self.weight_sync.replace_servers(list(servers.values()))
@@ -166,3 +168,16 @@ def weight_transfer(device: str, config: Config) -> str:
     if device == "cpu":
         return "shared_memory"
     return "ipc" if config.cluster.colocate else "nccl"
+
+
+def sends_adapters(device: str, config: Config, base: Path) -> bool:
+    """Whether servers get LoRA adapters only. They must be ours, since they start from the model the run
+    began with and merge, and that model must be safetensors. CUDA IPC moves nothing: merged weights."""
+    ours = not config.server.addresses
+    moved = weight_transfer(device, config) != "ipc"
+    return config.learner.lora_rank > 0 and ours and moved and any(base.glob("*.safetensors"))
+
+
+def with_adapters(transfer: str) -> str:
+    """The engine (`rollouts.transfer`) that a server needs to merge adapters that come by `transfer`."""
+    return "nccl_adapters" if transfer == "nccl" else transfer

@@ -413,6 +413,7 @@ class Loop:
         elapsed_s = time.monotonic() - self.started
         line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
         line["sampler_busy_s"] = self._sampler_busy_s()
+        line["retired_prompts"] = len(self.retired)
         if self.curriculum:
             line["curriculum"] = self.curriculum.metrics([*out.kept, *out.filtered])
         for message in self.alarms.watch(line):

@@ -26,15 +26,19 @@ ALIGNMENT = 64  # bytes; views of any dtype start on a cache line
 
 
 class SharedMemoryChannel:
-    """All parameters of `model`, one after the other, in memory that servers on this host map too.
+    """All parameters of `model`, or its adapters only, one after the other, in memory that servers on this
+    host map too.
 
     Sharded parameters (FSDP) are gathered, so the other ranks must take part (`GatherOnly`).
     The memory is a file without a name, reached through this process's entry in /proc: nothing can be left
     behind by a crash, and a container's small /dev/shm does not matter.
     """
 
-    def __init__(self, model: torch.nn.Module, *, repack_tied_heads: bool = True) -> None:
-        self._weights = exported_weights(model)  # a tied head is not listed twice
+    def __init__(
+        self, model: torch.nn.Module, *, adapters_only: bool = False, repack_tied_heads: bool = True
+    ) -> None:
+        # A tied head is not listed twice.
+        self._weights = exported_weights(model, adapters_only=adapters_only)
         parameters = [weight.base for weight in self._weights]
         offsets, size = _layout(parameters)
         self._descriptor: int | None = _nameless_file(size)
@@ -51,12 +55,13 @@ class SharedMemoryChannel:
             "dtypes": [str(p.dtype).removeprefix("torch.") for p in parameters],
             "shapes": [list(p.shape) for p in parameters],
             "offsets": offsets,
+            "adapters_only": adapters_only,
             "repack_tied_heads": repack_tied_heads,
         }
 
     @torch.no_grad()
     def load(self) -> int:
-        """Copy the current weights into the file, adapters merged; returns the number of bytes."""
+        """Copy the current weights into the file; returns the number of bytes."""
         for view, weight in zip(self._views, self._weights, strict=True):
             view.copy_(weight.merged())
         return sum(view.numel() * view.element_size() for view in self._views)
@@ -79,12 +84,11 @@ class SharedMemoryChannel:
 class GatherOnly:
     """What ranks other than 0 do: take part when sharded parameters are gathered."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: torch.nn.Module, *, adapters_only: bool = False) -> None:
+        self._weights = exported_weights(model, adapters_only=adapters_only)
 
-    @torch.no_grad()
     def send(self) -> None:
-        for weight in exported_weights(self._model):
+        for weight in self._weights:
             weight.merged()
 
     def close(self) -> None: ...
@@ -135,7 +139,12 @@ class _VLLMTrainer:
 
 
 def vllm_trainer(
-    backend: str, model: torch.nn.Module, controls: Sequence[ServerControl], *, rank: int
+    backend: str,
+    model: torch.nn.Module,
+    controls: Sequence[ServerControl],
+    *,
+    rank: int,
+    adapters_only: bool = False,
 ) -> _VLLMTrainer:
     """vLLM's `nccl` or `ipc` trainer engine over all servers. Not run here: needs GPUs."""
     from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
@@ -143,14 +152,16 @@ def vllm_trainer(
     from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
+    weights = exported_weights(model, adapters_only=adapters_only)
+
     class Exported(WeightSource):
-        """The weights as servers know them: gathered, adapters merged."""
+        """The weights as servers know them, gathered."""
 
         def metadata(self) -> list[Any]:
-            return [ParamMeta(w.name, w.base.dtype, tuple(w.base.shape)) for w in exported_weights(model)]
+            return [ParamMeta(w.name, w.base.dtype, tuple(w.base.shape)) for w in weights]
 
         def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-            return ((weight.name, weight.merged()) for weight in exported_weights(model))
+            return ((weight.name, weight.merged()) for weight in weights)
 
     world_sizes = [control.world_size() for control in controls]
     if backend == "ipc":
@@ -163,7 +174,7 @@ def vllm_trainer(
     engine = WeightTransferTrainerFactory.trainer_init(
         init_info, client=_FanOutClient(controls, world_sizes), source=Exported()
     )
-    return _VLLMTrainer(engine, sum(p.numel() * p.element_size() for p in model.parameters()))
+    return _VLLMTrainer(engine, sum(w.base.numel() * w.base.element_size() for w in weights))
 
 
 def _layout(parameters: Any) -> tuple[list[int], int]:

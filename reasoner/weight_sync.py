@@ -89,6 +89,8 @@ class WeightSync:
 
     servers: actors (`rollouts.server`), URLs of external servers, or samplers.
     score: the learner's teacher-forced logprobs at `temperature`: token ids in, (T,) each out, entry 0 is 0.
+    adapters_only: the servers have the base model in their model directory, as safetensors, and merge the
+    LoRA adapters into it themselves: nothing else is sent.
     dtype: the lower precision of servers and learner; chooses the default `tolerance` of the probe.
     clear_cache, repack_tied_heads: True, except in the tests that show what they are there for.
     """
@@ -104,6 +106,7 @@ class WeightSync:
         tolerance: Tolerance | None = None,
         probe_sequences: Sequence[np.ndarray] | None = None,
         rank: int = 0,
+        adapters_only: bool = False,
         clear_cache: bool = True,
         repack_tied_heads: bool = True,
     ) -> None:
@@ -117,6 +120,7 @@ class WeightSync:
         self._tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
         self._sequences = None if probe_sequences is None else list(probe_sequences)
         self._rank = rank
+        self._adapters_only = adapters_only
         self._clear_cache = clear_cache
         self._repack_tied_heads = repack_tied_heads
         self._channel: Any = None
@@ -172,12 +176,17 @@ class WeightSync:
         self._pool = ThreadPoolExecutor(max_workers=len(self._controls), thread_name_prefix="weight-sync")
 
     def _connect(self, model: torch.nn.Module, failures: dict[int, Exception]) -> None:
+        adapters_only = self._adapters_only
         if self._backend != "shared_memory":
-            self._channel = vllm_trainer(self._backend, model, self._controls, rank=self._rank)
+            self._channel = vllm_trainer(
+                self._backend, model, self._controls, rank=self._rank, adapters_only=adapters_only
+            )
         elif self._rank != 0:
-            self._channel = GatherOnly(model)
+            self._channel = GatherOnly(model, adapters_only=adapters_only)
         else:
-            self._channel = SharedMemoryChannel(model, repack_tied_heads=self._repack_tied_heads)
+            self._channel = SharedMemoryChannel(
+                model, adapters_only=adapters_only, repack_tied_heads=self._repack_tied_heads
+            )
             near = self._each(lambda c: c.shares_memory(), failures)
             self._far = {self._controls[i] for i, shares in near.items() if not shares}
             info = self._channel.init_info

@@ -88,5 +88,5 @@ def test_the_uninterrupted_run_exercises_what_a_resume_must_restore(whole):
     assert lines[2]["filtered_groups"] > 0, "groups of the undone step were replaced by others"
     assert all(line["grad_norm"] > 0 for line in lines)
     state = load_state(CheckpointStore(whole).latest())
-    assert state["retired"], "tasks were retired"
+    assert len(state["retired"]) == lines[-1]["retired_prompts"] > 0, "tasks were retired"
     assert len(state["curriculum"]) == 3, "the curriculum knows all families"

@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -324,6 +325,72 @@ def test_a_sync_is_reported(world):
     assert set(report.phases) == {"load", "pause", "transfer", "probe", "compare", "resume"}
     assert sum(report.phases.values()) <= report.seconds
     assert report.probe_max_abs_diff <= MAX_DIFF
+
+
+def test_adapters_alone_are_merged_into_the_servers_own_base(world):
+    """A few per cent of the bytes; onto a server with other weights than the base they are refused."""
+    import torch
+
+    from reasoner.learner import Learner, LearnerConfig
+
+    learner = Learner(world.path, LearnerConfig(lora_rank=2), temperature=TAU)
+    for name, parameter in learner.model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+
+    def sync():
+        world.version += 1
+        sync = WeightSync([world.actor], score=learner.score, temperature=TAU, adapters_only=True)
+        return sync.sync(learner.model, world.version)
+
+    change_weights(world.model)
+    world.sync()
+    with pytest.raises(ServersFailed, match="logprobs differ"):
+        sync()
+    world.model = tiny_model.load_model(world.path)
+    world.sync()
+    for _ in range(2):  # the second one must not add to the first
+        report = sync()
+        assert report.bytes < 0.1 * sum(p.numel() * 4 for p in world.model.parameters())
+        prompts = tiny_model.prompts(16, 8)
+        completions = world.generate(prompts)
+        for prompt, completion in zip(prompts, completions, strict=True):
+            ids = np.array(prompt + completion.token_ids.tolist(), np.int32)
+            own = learner.score([ids])[0][len(prompt) :]
+            assert np.abs(own - completion.behaviour_logprobs).max() <= MAX_DIFF
+    assert np.abs(learner.score([ids])[0] - world.score([ids])[0]).max() > 0.1, "adapters matter"
+
+
+def test_adapters_by_nccl_are_merged_once_all_have_arrived(world, monkeypatch):
+    """vLLM's engine without its GPUs: what it hands over is loaded as whole weights in the end."""
+    import torch
+    from safetensors.torch import load_file
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+    from rollouts.transfer import NCCLAdapterEngine
+
+    name = "model.layers.0.self_attn.q_proj"
+    weight = load_file(Path(world.path) / "model.safetensors")[f"{name}.weight"]
+    down, up = torch.randn(2, weight.shape[1]), torch.randn(weight.shape[0], 2)
+
+    def receive(engine, update_info):
+        for half, tensor in (("lora_A", down), ("lora_B", up)):
+            buffer = tensor.clone()
+            engine.model.load_weights([(f"{name}.{half}.weight", buffer)])
+            buffer.zero_()  # the next chunk comes into the same memory
+
+    class Model(torch.nn.Module):
+        def load_weights(self, weights):
+            self.loaded = dict(weights)
+
+    monkeypatch.setattr(NCCLWeightTransferEngine, "receive_weights", receive)
+    engine = NCCLAdapterEngine.__new__(NCCLAdapterEngine)
+    model = engine.model = Model()
+    engine.model_config = SimpleNamespace(model=world.path)
+    engine.receive_weights(None)
+    assert engine.model is model
+    assert list(model.loaded) == [f"{name}.weight"]
+    torch.testing.assert_close(model.loaded[f"{name}.weight"], weight + up @ down)
 
 
 def test_an_update_without_a_pause_is_refused(world):

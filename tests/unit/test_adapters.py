@@ -12,8 +12,12 @@ from tiny_learner import LENGTHS, TEMPERATURE, make_model, on_policy_batch, toke
 from transformers import AutoModelForCausalLM
 
 from reasoner.adapters import ALPHA, exported_weights
+from reasoner.config import Config
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.learner import Learner, LearnerConfig
+from reasoner.learner_actor import sends_adapters, with_adapters
+from reasoner.weight_channel import SharedMemoryChannel
+from rollouts.merging import StoredWeights, merged
 
 RANK = 4
 
@@ -81,6 +85,48 @@ def test_what_is_exported_is_the_policy(model_dir, tmp_path):
     ids = torch.from_numpy(token_ids()[1]).long()[None]
     torch.testing.assert_close(with_peft(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-4)
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == RANK
+
+
+def test_servers_merge_what_peft_merges(model_dir):
+    """The bytes of A and (ALPHA / r) B, with the stored base, are W + (ALPHA / r) B A."""
+    trained = learner(model_dir)
+    for _ in range(2):
+        trained.update(on_policy_batch(model_dir))
+    channel = SharedMemoryChannel(trained.model, adapters_only=True)
+    sent = channel.load()
+    names, stored = channel.init_info["names"], StoredWeights(model_dir)
+    loaded = dict(merged(zip(names, channel._views, strict=True), stored))
+    channel.close()
+
+    adapters = [p for name, p in trained.model.named_parameters() if ".lora_" in name]
+    assert sent == 4 * sum(p.numel() for p in adapters)
+    expected = {}
+    for name, module in trained.model.named_modules():
+        if hasattr(module, "lora_A"):
+            module.merge()
+            expected[f"{name}.weight"] = module.base_layer.weight.detach()
+    assert loaded.keys() == expected.keys() and len(expected) == 2 * 7
+    for name, weight in expected.items():
+        torch.testing.assert_close(loaded[name], weight, atol=1e-6, rtol=1e-6)
+        assert (loaded[name] - stored[name]).abs().max() > 1e-3, name
+
+
+def test_who_gets_adapters_only(model_dir, tmp_path):
+    lora = Config(learner={"lora_rank": 4})
+    assert sends_adapters("cpu", lora, model_dir) and sends_adapters("cuda", lora, model_dir)
+    assert not sends_adapters("cpu", Config(), model_dir)
+    assert not sends_adapters("cpu", lora, tmp_path), "no safetensors to merge with"
+    external = Config(learner={"lora_rank": 4}, server={"addresses": ["http://127.0.0.1:8000"]})
+    assert not sends_adapters("cpu", external, model_dir), "nobody knows what it was started with"
+    shared_gpu = Config(learner={"lora_rank": 4}, cluster={"colocate": True})
+    assert not sends_adapters("cuda", shared_gpu, model_dir)
+    assert (with_adapters("nccl"), with_adapters("shared_memory")) == ("nccl_adapters", "shared_memory")
+
+
+def test_a_base_without_the_weight_is_named(model_dir):
+    halves = [("head.lora_A.weight", torch.ones(1, 2)), ("head.lora_B.weight", torch.ones(3, 1))]
+    with pytest.raises(KeyError, match="stores no tensor head.weight"):
+        list(merged(halves, StoredWeights(model_dir)))
 
 
 def test_a_resume_goes_on_exactly(model_dir, tmp_path):
