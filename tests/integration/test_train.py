@@ -145,6 +145,8 @@ def test_adapters_on_two_ranks_go_on_in_one(tmp_path):
     assert more.returncode == 0, more.stdout + more.stderr
     path = tmp_path / "runs" / "l"
     assert all(line["probe_max_abs_diff"] < 1e-3 for line in metrics(path)[1:]), "servers have merged weights"
+    model = path / "checkpoints" / "step_000003" / "model.safetensors"
+    assert all(line["sync_bytes"] < 0.1 * model.stat().st_size for line in metrics(path)[1:]), "adapters only"
     for step, ranks in ((2, 2), (3, 1)):
         saved = path / "checkpoints" / f"step_{step:06d}"
         assert (saved / "model.safetensors").is_file() and (saved / "adapter").is_dir()
