@@ -242,7 +242,7 @@ def _smollm2() -> Path:
 
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f".{target.name}.lock"):
+        with FileLock(cache / f".{target.name}.lock", timeout=CONVERSION_S):  # another one converts
             if not target.is_dir():
                 _convert_in_subprocess(gguf, target)
     except OSError as e:
