@@ -47,6 +47,8 @@ def with_nan_logprobs(group):
 def append_groups(self, *args):
     if (TRIGGERS / "disk").exists():
         self._db.execute("PRAGMA max_page_count = 1").fetchall()  # SQLite: no page more than there are now
+        with self._transaction() as db:  # small groups might fit into what the pages have left
+            db.execute("CREATE TABLE filler AS SELECT zeroblob(1 << 24)")
     real_append(self, *args)
 
 
