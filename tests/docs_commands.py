@@ -43,6 +43,7 @@ TINY_RUN = (
     "--steps 2 --rollout.groups_per_step 4 --rollout.group_size 4 --rollout.max_tokens 32 --eval.problems 8 "
     "--eval.every 1 --checkpoint.every 1 --server.max_num_seqs 16 --server.kv_cache_gib 0.2"
 )
+EMBEDDED = "--model embedded --rollout.max_tokens 128"
 FIRST = r"reasoner train --name first "
 RESUME = r"reasoner train --resume runs/first "
 EVAL = r"reasoner eval runs/first --samples 16$"
@@ -50,14 +51,15 @@ RULES = (
     Rule(FIRST, How.RUN, small=TINY_RUN),
     Rule(RESUME, How.RUN, small="--steps 4"),
     Rule(r"reasoner train .*hf:", How.PARSE, "needs a hub"),
-    Rule(r"reasoner train .*--model ", How.CHECK, "minutes, and a model to download", "--model embedded"),
-    Rule(r"reasoner train .*--runs_dir ", How.CHECK, "needs a cluster", "--runs_dir runs --model embedded"),
+    Rule(r"reasoner train .*--runs_dir ", How.CHECK, "needs a cluster", f"--runs_dir runs {EMBEDDED}"),
+    Rule(r"reasoner train .*--model ", How.CHECK, "minutes, and a model to download", EMBEDDED),
     Rule(r"reasoner train", How.CHECK, "each would cost half a minute; one is run"),
     Rule(EVAL, How.RUN, small="--problems 4 --samples 2"),
     Rule(r"reasoner eval .*(gsm8k|--endpoint)", How.PARSE, "needs a hub, or somebody's server"),
     Rule(r"reasoner eval", How.CHECK, "each would cost half a minute; one is run"),
     Rule(r"reasoner doctor", How.PARSE, "20 s of imports; tests/unit/test_doctor.py has every check"),
-    Rule(r"reasoner forecast runs/(first|NAME)", How.RUN, small="--use 1"),
+    Rule(r"reasoner replay .*--from", How.RUN, small="--from 2 --to 3"),
+    Rule(r"reasoner forecast", How.RUN, small="--use 1"),
     Rule(r"reasoner view", How.RUN, small="--no-browser --port 0"),
     Rule(r"reasoner (verify|tasks .)", How.RUN, exact=True),
     Rule(r"reasoner ", How.RUN),
@@ -65,7 +67,7 @@ RULES = (
     Rule(r"python -m benchmarks\.", How.PARSE, "minutes to hours"),
     Rule(r"python -m vllm", How.PARSE, "tests/integration/test_http_server.py starts the documented one"),
     Rule(r"make ", How.PARSE, "CI is `make lint`, `make docs` and `make test`; the others take long"),
-    Rule(r"cat ", How.RUN),  # makes the file with the content that is shown
+    Rule(r"cat ", How.RUN),  # the file is made from what is shown
     Rule(r"cd |export |git clone", How.PARSE, "of the reader's machine"),
     Rule(r"(python3.11 -m venv|pip install)", How.PARSE, "installs"),
     Rule(
