@@ -54,7 +54,9 @@ class Loss:
         return self.pause + self.transfer + self.probe + self.recompute
 
 
-def stall(name: str, window_s: float, pairs: int) -> tuple[list[Figure], dict[str, Any]]:
+def stall(
+    name: str, window_s: float, pairs: int, keep_kv: bool = False
+) -> tuple[list[Figure], dict[str, Any]]:
     """Figures and details for the model `name`; starts and ends a Ray of its own."""
     import ray
     import torch
@@ -78,7 +80,7 @@ def stall(name: str, window_s: float, pairs: int) -> tuple[list[Figure], dict[st
             torch.set_num_threads(1)
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.float32)
             prompts = _prompts(config, AutoTokenizer.from_pretrained(source.path))
-            sync = WeightSync([actor], score=_score_with(model))
+            sync = WeightSync([actor], score=_score_with(model), keep_kv=keep_kv)
             sync.sync(model, 1)
             load = _Load(actor, config, prompts)
             figures, details = asyncio.run(_windows(load, sync, model, window_s, pairs))
@@ -198,9 +200,10 @@ def main() -> None:
     parser.add_argument("--model", default="embedded", help="as in `reasoner train`")
     parser.add_argument("--window-s", type=float, default=2.5, help="seconds of an asynchronous step")
     parser.add_argument("--pairs", type=int, default=12, help="windows with and without a sync")
+    parser.add_argument("--keep-kv", action="store_true", help="do not recompute the KV cache")
     args = parser.parse_args()
-    figures, details = stall(args.model, args.window_s, args.pairs)
-    report(f"stall_{args.model}", figures, details)
+    figures, details = stall(args.model, args.window_s, args.pairs, args.keep_kv)
+    report(f"stall_{args.model}{'_keep' if args.keep_kv else ''}", figures, details)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ class WeightSync:
     adapters_only: the servers have the base model in their model directory, as safetensors, and merge the
     LoRA adapters into it themselves: nothing else is sent.
     dtype: the lower precision of servers and learner; chooses the default `tolerance` of the probe.
+    keep_kv: completions under way go on with the KV cache of the old weights instead of recomputing it.
     clear_cache, repack_tied_heads: True, except in the tests that show what they are there for.
     """
 
@@ -107,6 +108,7 @@ class WeightSync:
         probe_sequences: Sequence[np.ndarray] | None = None,
         rank: int = 0,
         adapters_only: bool = False,
+        keep_kv: bool = False,
         clear_cache: bool = True,
         repack_tied_heads: bool = True,
     ) -> None:
@@ -121,6 +123,7 @@ class WeightSync:
         self._sequences = None if probe_sequences is None else list(probe_sequences)
         self._rank = rank
         self._adapters_only = adapters_only
+        self._keep_kv = keep_kv
         self._clear_cache = clear_cache
         self._repack_tied_heads = repack_tied_heads
         self._channel: Any = None
@@ -202,7 +205,7 @@ class WeightSync:
 
         def refit(server: ServerControl) -> tuple[Probe, dict[str, float]]:
             clock = _Clock()
-            server.pause(self._clear_cache)
+            server.pause(self._clear_cache, self._keep_kv)
             clock.lap("pause")
             server.receive(version, copy if server in self._far else None)
             clock.lap("transfer")
@@ -221,7 +224,7 @@ class WeightSync:
     ) -> Refit:
         """The same for a collective transfer: begun when all have paused, it succeeds for all or none."""
         clock = _Clock()
-        self._each(lambda c: c.pause(self._clear_cache), failures)
+        self._each(lambda c: c.pause(self._clear_cache, self._keep_kv), failures)
         clock.lap("pause")
         try:
             self._channel.send()

@@ -49,7 +49,8 @@ class ServerControl(ABC):
     def set_version(self, version: int) -> None: ...
 
     @abstractmethod
-    def pause(self, clear_cache: bool) -> None: ...
+    def pause(self, clear_cache: bool, keep_kv: bool = False) -> None:
+        """`keep_kv`: requests go on with the KV cache they have, where the server can do that."""
 
     @abstractmethod
     def resume(self, version: int) -> None: ...
@@ -108,8 +109,8 @@ class RayControl(ServerControl):
     def receive(self, version: int, weights: Any = None) -> None:
         self._get(self._actor.receive_weights.remote(version, weights))
 
-    def pause(self, clear_cache: bool) -> None:
-        self._get(self._actor.pause.remote(clear_cache))
+    def pause(self, clear_cache: bool, keep_kv: bool = False) -> None:
+        self._get(self._actor.pause.remote(clear_cache, keep_kv))
 
     def resume(self, version: int) -> None:
         self._get(self._actor.resume.remote())
@@ -161,7 +162,8 @@ class HTTPControl(ServerControl):
     def set_version(self, version: int) -> None:
         self._label(f"{PROBING}{version}")
 
-    def pause(self, clear_cache: bool) -> None:
+    def pause(self, clear_cache: bool, keep_kv: bool = False) -> None:
+        """vLLM keeps the KV of running requests only together with all it has cached: so it never does."""
         self._run(self._sampler.pause(clear_cache))
 
     def resume(self, version: int) -> None:

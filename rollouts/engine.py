@@ -7,7 +7,8 @@ small model those cost more than the model).
 
 Pausing keeps requests: their tokens so far live here, so a pause aborts them in the engine and a resume
 submits prompt + tokens again. Their KV is thereby recomputed under the new weights, and while paused the
-engine is empty, which is what a weight update and the logprob probe need.
+engine is empty, which is what a weight update and the logprob probe need. With `keep_kv` those that have
+begun are only set aside, and go on with the KV they have; requests that begin later never share it.
 
 Sampling does not wait until somebody has judged the probe: after it the engine goes on in doubt, and what is
 completed meanwhile stays here until a `resume` says that the weights are right. A `reject` fails it, another
@@ -34,6 +35,7 @@ from vllm.v1.engine.core_client import InprocClient
 from reasoner.errors import ServerError, ServerLost
 from reasoner.types import Completion, SamplingParams
 from rollouts.requests import Batch, Request, prompt_logprobs, result_of
+from rollouts.set_aside import SetAside
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ class EngineLoop:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._live: dict[str, Request] = {}  # in the engine
         self._held: list[Request] = []  # accepted, waiting for a resume
+        self._aside = SetAside(core)
+        self._salts = 0
+        self._salt: str | None = None  # of the prefix cache: requests with another one share nothing
         self._in_doubt = False  # running, under weights that nobody has proved yet
         self._withheld: list[tuple[Request, Any]] = []  # completed in doubt, with their results
         self._stop_checks: dict[str, StopCheck] = {}
@@ -119,8 +124,8 @@ class EngineLoop:
         self._commands.put(command)
         return future
 
-    def pause(self, clear_cache: bool = True) -> Future[None]:
-        return self.call(lambda: self._pause(clear_cache))
+    def pause(self, clear_cache: bool = True, keep_kv: bool = False) -> Future[None]:
+        return self.call(lambda: self._pause(clear_cache, keep_kv))
 
     def go_on_in_doubt(self) -> Future[None]:
         """Compute on, but hand nothing out before the next `resume`."""
@@ -147,23 +152,26 @@ class EngineLoop:
 
     @property
     def num_held(self) -> int:
-        return len(self._held) + len(self._withheld)
+        return len(self._held) + len(self._withheld) + len(self._aside.requests)
 
     # -- the engine thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
         while True:
             self._run_commands()
-            started, before = time.perf_counter(), self.tokens_generated
-            try:
-                for output in self._core.get_output().outputs:
-                    self._receive(output)
-            except Exception as error:
-                logger.exception("the vLLM engine failed")
-                self._die(f"the vLLM engine failed: {type(error).__name__}: {error}")
-            seconds = time.perf_counter() - started
-            self.busy_s += seconds
-            self.steps.append((started, seconds, self.tokens_generated - before))
+            self._step()
+
+    def _step(self) -> None:
+        started, before = time.perf_counter(), self.tokens_generated
+        try:
+            for output in self._core.get_output().outputs:
+                self._receive(output)
+        except Exception as error:
+            logger.exception("the vLLM engine failed")
+            self._die(f"the vLLM engine failed: {type(error).__name__}: {error}")
+        seconds = time.perf_counter() - started
+        self.busy_s += seconds
+        self.steps.append((started, seconds, self.tokens_generated - before))
 
     def _run_commands(self) -> None:
         """Run what has arrived; wait for more as long as the engine has nothing to do."""
@@ -230,7 +238,7 @@ class EngineLoop:
                     pooling_params=None,
                     arrival_time=time.time(),
                     lora_request=None,
-                    cache_salt=None,
+                    cache_salt=self._salt,
                     data_parallel_rank=None,
                 )
             )
@@ -297,21 +305,34 @@ class EngineLoop:
         else:
             request.batch.deliver(request.index, result)
 
-    def _pause(self, clear_cache: bool) -> None:
+    def _pause(self, clear_cache: bool, keep_kv: bool) -> None:
         self.paused = True
+        if keep_kv and not self._in_doubt:
+            for output in self._aside.finish_steps():
+                self._receive(output)
+            self._aside.take(self._live)
         kept = [r for r in self._live.values() if not r.probing]
         probing = [r for r in self._live.values() if r.probing]
         self._drop(list(self._live))
-        self._drain()
         self._held = kept + self._held
         if self._in_doubt:  # whoever probed is gone
             self._held += [request for request, _ in self._withheld]
             self._withheld, self._in_doubt = [], False
             for request in self._held:
                 request.take_back()
-        if clear_cache and not self._core.reset_prefix_cache():
-            raise ServerError("vLLM could not clear its prefix cache: blocks are still in use")
+        if clear_cache:
+            self._forget_prefixes()
         self._admit(probing)
+
+    def _forget_prefixes(self) -> None:
+        """Whatever is in the prefix cache belongs to other weights."""
+        if self._aside.requests:  # their blocks are in use
+            self._salts += 1
+            self._salt = str(self._salts)
+            return
+        self._drain()
+        if not self._core.reset_prefix_cache():
+            raise ServerError("vLLM could not clear its prefix cache: blocks are still in use")
 
     def _drop(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
@@ -327,21 +348,28 @@ class EngineLoop:
     def _go_on_in_doubt(self) -> None:
         if not self.paused:
             raise ServerError("only a paused server can go on in doubt")
-        self.paused, self._in_doubt = False, True
-        for request in self._held:
+        self._in_doubt = True
+        for request in [*self._held, *self._aside.requests.values()]:
             request.proved = len(request.tokens)
-        self._admit_held()
+        self._go_on()
 
     def _resume(self) -> None:
-        self.paused, self.failure, self._in_doubt = False, None, False
+        self.failure, self._in_doubt = None, False
         withheld, self._withheld = self._withheld, []
         for request, result in withheld:
             request.batch.deliver(request.index, result)
-        self._admit_held()
+        self._go_on()
 
-    def _admit_held(self) -> None:
+    def _go_on(self) -> None:
+        self.paused = False
         held, self._held = self._held, []
         self.recomputed_tokens += sum(len(r.prompt) + len(r.tokens) for r in held if r.tokens)
+        while self._aside.requests and self._live:  # a probe still: vLLM has no room for it beside the others
+            self._step()
+        aside = self._aside.put_back()
+        for request in aside.values():
+            request.spans.append((len(request.tokens), self.version))
+        self._live |= aside
         self._admit(held)
 
     def _reject(self, reason: str) -> None:
@@ -355,6 +383,7 @@ class EngineLoop:
 
     def _fail_all(self, reason: str) -> list[str]:
         """Nobody gets an answer; the names of those in the engine."""
+        self._live |= self._aside.put_back()
         for request in [*self._held, *self._live.values(), *(request for request, _ in self._withheld)]:
             request.batch.fail(ServerLost(reason))
         self._held, self._withheld, self._in_doubt = [], [], False
@@ -369,3 +398,4 @@ class EngineLoop:
         self._held = [r for r in self._held if r.batch.future is not future]
         self._withheld = [(r, result) for r, result in self._withheld if r.batch.future is not future]
         self._drop([i for i, r in self._live.items() if r.batch.future is future])
+        self._aside.abort([i for i, r in self._aside.requests.items() if r.batch.future is future])

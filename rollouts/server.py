@@ -125,9 +125,10 @@ class VLLMServer:
         await asyncio.wrap_future(self._engine.go_on_in_doubt())
         return scores, pack_completions(sampled)
 
-    async def pause(self, clear_cache: bool = True) -> None:
-        """Stop computing; requests are kept. `clear_cache=False` leaves KV of the old weights behind."""
-        await asyncio.wrap_future(self._engine.pause(clear_cache))
+    async def pause(self, clear_cache: bool = True, keep_kv: bool = False) -> None:
+        """Stop computing; requests are kept, and with `keep_kv` what they have computed. `clear_cache=False`
+        leaves KV of the old weights behind for those that begin later: only to show that it is noticed."""
+        await asyncio.wrap_future(self._engine.pause(clear_cache, keep_kv))
 
     async def resume(self) -> None:
         """Serve: the weights are right. What was completed in doubt is handed out."""

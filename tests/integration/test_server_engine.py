@@ -276,6 +276,39 @@ def test_weights_may_change_in_the_middle_of_a_completion(fresh):
         assert agrees(diff)
 
 
+def test_completions_may_keep_their_kv_over_a_weight_update_and_nobody_else_gets_it(fresh):
+    """Those that had begun go on with the KV of the old weights; who begins later shares no block of it."""
+    prompt = tiny_model.prompts(1, 100)[0]
+    params = SamplingParams(max_tokens=150, temperature=TAU)
+    before = ray.get(fresh.actor.stats.remote())
+
+    async def scenario():
+        begun = asyncio.create_task(fresh.sampler.generate([prompt] * 70, params))  # 64 at once
+        while (await fresh.actor.stats.remote()).tokens_generated < before.tokens_generated + 500:
+            await asyncio.sleep(0.01)
+        change_weights(fresh.model, 0.05)
+        await asyncio.to_thread(fresh.sync, keep_kv=True)
+        later = await fresh.sampler.generate([prompt] * 4, params)
+        return await begun, later
+
+    begun, later = asyncio.run(scenario())
+    after = ray.get(fresh.actor.stats.remote())
+    assert after.recomputed_tokens == before.recomputed_tokens
+    straddling = [c for c in begun if len(set(c.policy_version.tolist())) == 2]
+    whole = [c for c in begun if (c.policy_version == fresh.version).all()]
+    assert straddling and len(whole) >= 6
+    assert agrees(fresh.compare([prompt] * len(later + whole), later + whole))
+    for completion in straddling:
+        assert np.isfinite(completion.behaviour_logprobs).all()
+        assert len(completion.behaviour_logprobs) == len(completion.token_ids)
+    rest = [c.behaviour_logprobs[c.policy_version == fresh.version] for c in straddling]
+    scored = learner_logprobs(fresh.model, [prompt + c.token_ids.tolist() for c in straddling], TAU)
+    mine = [s[-len(r) :] for s, r in zip(scored, rest, strict=True)]
+    assert not agrees(compare_logprobs([np.append(0, r) for r in rest], [np.append(0, m) for m in mine]))
+    fresh.sync()  # and nothing of it is left
+    assert agrees(fresh.compare([prompt] * 4, fresh.generate([prompt] * 4)))
+
+
 def test_nothing_leaves_the_server_while_its_weights_are_in_doubt(fresh):
     """Between probe and resume it samples on. If nobody says that the weights are right, those tokens go."""
 

@@ -76,7 +76,7 @@ class FakeServer(ServerControl):
         self.calls.append("version")
         self.version = version
 
-    def pause(self, clear_cache):
+    def pause(self, clear_cache, keep_kv=False):
         self.calls.append(f"pause {clear_cache}")
 
     def resume(self, version):

@@ -1,0 +1,53 @@
+"""Requests that keep their KV cache over a weight update: out of vLLM's scheduler while the server is paused,
+and back. Meanwhile the engine can compute a probe, and nothing else.
+
+This reaches into the scheduler (`running`), since pausing it as vLLM does would stop the probe too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.interface import PauseState
+
+from rollouts.requests import Request
+
+
+class SetAside:
+    """`requests` are ours by vLLM's request id, empty when nothing is set aside."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+        self._running: list[Any] = []  # vLLM's own
+        self.requests: dict[str, Request] = {}
+
+    def take(self, live: dict[str, Request]) -> None:
+        """Of `live`, those that have sampled a token and still hold its KV: they leave `live`."""
+        scheduler = self._core.engine_core.scheduler
+        for request in scheduler.running:
+            mine = live.get(request.request_id)
+            if mine is not None and mine.tokens and not mine.probing:
+                self._running.append(request)
+                self.requests[request.request_id] = live.pop(request.request_id)
+        scheduler.running = [r for r in scheduler.running if r.request_id not in self.requests]
+
+    def put_back(self) -> dict[str, Request]:
+        """What was set aside and not aborted meanwhile; the scheduler goes on with it."""
+        scheduler = self._core.engine_core.scheduler
+        scheduler.running = [r for r in self._running if not r.is_finished()] + scheduler.running
+        requests, self.requests, self._running = self.requests, {}, []
+        return requests
+
+    def abort(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            del self.requests[request_id]
+        self._core.abort_requests(request_ids)
+
+    def finish_steps(self) -> list[Any]:
+        """Outputs of steps that are under way (asynchronous scheduling); no new ones begin."""
+        core, outputs = self._core.engine_core, []
+        core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+        while core.batch_queue:
+            outputs += self._core.get_output().outputs
+        core.scheduler.set_pause_state(PauseState.UNPAUSED)
+        return outputs
