@@ -12,6 +12,8 @@ from vllm.v1.core.sched.interface import PauseState
 
 from rollouts.requests import Request
 
+PROBE_BLOCKS = 64  # of the KV cache, kept free: more than the probe's eight short sequences need
+
 
 class SetAside:
     """`requests` are ours by vLLM's request id, empty when nothing is set aside."""
@@ -22,13 +24,20 @@ class SetAside:
         self.requests: dict[str, Request] = {}
 
     def take(self, live: dict[str, Request]) -> None:
-        """Of `live`, those that have sampled a token and still hold its KV: they leave `live`."""
+        """Of `live`, those that have sampled a token and still hold its KV: they leave `live`. Where they
+        fill the whole cache the last ones stay, to be computed again: the probe needs some room."""
         scheduler = self._core.engine_core.scheduler
-        for request in scheduler.running:
+        cache = scheduler.kv_cache_manager
+        short_of = PROBE_BLOCKS - cache.block_pool.get_num_free_blocks()
+        for request in reversed(scheduler.running):
             mine = live.get(request.request_id)
-            if mine is not None and mine.tokens and not mine.probing:
-                self._running.append(request)
-                self.requests[request.request_id] = live.pop(request.request_id)
+            if mine is None or mine.probing or not mine.tokens:
+                continue
+            if short_of > 0:
+                short_of -= len(cache.get_block_ids(request.request_id)[0])
+                continue
+            self._running.insert(0, request)
+            self.requests[request.request_id] = live.pop(request.request_id)
         scheduler.running = [r for r in scheduler.running if r.request_id not in self.requests]
 
     def put_back(self) -> dict[str, Request]:
