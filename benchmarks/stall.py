@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.figures import Figure, report
-from reasoner.config import Config
+from reasoner.config import Config, ServerKeys
 
 WARM_UP_S = 8.0
 PHASES = ("pause", "transfer", "probe", "recompute")
@@ -55,7 +55,7 @@ class Loss:
 
 
 def stall(
-    name: str, window_s: float, pairs: int, keep_kv: bool = False
+    name: str, window_s: float, pairs: int, keep_kv: bool = False, max_num_seqs: int = 512
 ) -> tuple[list[Figure], dict[str, Any]]:
     """Figures and details for the model `name`; starts and ends a Ray of its own."""
     import ray
@@ -68,7 +68,7 @@ def stall(
     from reasoner.weight_sync import WeightSync
     from rollouts.server import start_server
 
-    config = Config(model=name, max_staleness=2)
+    config = Config(model=name, max_staleness=2, server=ServerKeys(max_num_seqs=max_num_seqs))
     source = resolve_model(name)
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
@@ -201,8 +201,9 @@ def main() -> None:
     parser.add_argument("--window-s", type=float, default=2.5, help="seconds of an asynchronous step")
     parser.add_argument("--pairs", type=int, default=12, help="windows with and without a sync")
     parser.add_argument("--keep-kv", action="store_true", help="do not recompute the KV cache")
+    parser.add_argument("--max-num-seqs", type=int, default=512, help="sequences sampled at once")
     args = parser.parse_args()
-    figures, details = stall(args.model, args.window_s, args.pairs, args.keep_kv)
+    figures, details = stall(args.model, args.window_s, args.pairs, args.keep_kv, args.max_num_seqs)
     report(f"stall_{args.model}{'_keep' if args.keep_kv else ''}", figures, details)
 
 
