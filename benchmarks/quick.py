@@ -5,12 +5,13 @@ TRL (which is installed into .bench/trl on first use).
     python -m benchmarks.quick
 
 The short run gives `start_to_first_step_s` (from the command to the first optimizer step, the first
-evaluation included) and where a step's time goes. `loop_python_share` is what the loop itself costs: CPU
-seconds of the driver's process (all its threads; not of the servers, workers, verifiers and the learner
-that it waits for, nor of Ray's own processes) between two steps, over the seconds between them. Most of
-that runs while the others work, so it is more than what the loop adds to a step. What Python costs inside
-the learner is `learner_python_share` of `benchmarks.learner_profile`. Lone seconds describe this machine
-only; the ratios are measured side by side in one run.
+evaluation included) and where a step's time goes. What the loop itself costs are `wait_share`, the seconds
+in which it neither waited for sampling, verification or the learner nor for a sync, and
+`loop_python_share`, CPU seconds of the driver's main thread between two steps over the seconds between
+them: most of that runs while the others work, so it is more than what the loop adds to a step. Not in it
+are Ray's threads and processes and the thread that writes Parquet. What Python costs inside the learner is
+`learner_python_share` of `benchmarks.learner_profile`. Lone seconds describe this machine only; the ratios
+are measured side by side in one run.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def short_run() -> tuple[list[Figure], dict[str, object]]:
 
 
 def _watch(process: subprocess.Popen[str], metrics: Path) -> list[tuple[float, float]]:
-    """(time, CPU seconds of the process so far) when each line of `metrics` appeared, until it ends."""
+    """(time, CPU seconds of the process's main thread so far) when each line of `metrics` appeared, until the
+    process ends."""
     driver = psutil.Process(process.pid)
     seen: list[tuple[float, float]] = []
     deadline = time.perf_counter() + RUN_S
@@ -71,8 +73,8 @@ def _watch(process: subprocess.Popen[str], metrics: Path) -> list[tuple[float, f
             raise subprocess.TimeoutExpired(process.args, RUN_S)
         lines = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
         if lines > len(seen):
-            cpu = driver.cpu_times()
-            seen += [(time.perf_counter(), cpu.user + cpu.system)] * (lines - len(seen))
+            (main,) = (t for t in driver.threads() if t.id == process.pid)
+            seen += [(time.perf_counter(), main.user_time + main.system_time)] * (lines - len(seen))
         time.sleep(0.02)
     return seen
 

@@ -33,7 +33,7 @@ from reasoner.losses import DEFAULT_EPS, LossFn, PolicyTensors, find_loss, kl_to
 from reasoner.optimizer_state import load_moments, save_moments
 from reasoner.policy import Policy, flop_counter, load_model, read_tokenizer_files
 from reasoner.ranks import Ranks, full
-from reasoner.types import TrainBatch
+from reasoner.types import TrainBatch, UpdateResult
 from reasoner.update_metrics import Tally, importance_metrics
 
 TRAINER_FILE = "learner.json"
@@ -93,15 +93,6 @@ class LearnerConfig:
             low if self.eps_low is None else self.eps_low,
             high if self.eps_high is None else self.eps_high,
         )
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """`learner_logprobs` (N,) float32, in the order of the given batch: log pi_prox, those of the policy that
-    the batch met, before any step on it; 0 where `action_mask` is 0."""
-
-    metrics: dict[str, float]
-    learner_logprobs: np.ndarray
 
 
 class Learner:

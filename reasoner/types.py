@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -121,7 +122,7 @@ class Rollout:
         if len(lengths) != 1:
             raise ValueError(f"per-token arrays of one rollout differ in length: {sorted(lengths)}")
 
-    @property
+    @cached_property
     def num_action_tokens(self) -> int:
         return int(self.action_mask.sum())
 
@@ -179,6 +180,15 @@ class TrainBatch:
     @property
     def num_action_tokens(self) -> int:
         return int(self.action_mask.sum())
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """`learner_logprobs` (N,) float32, in the order of the given batch: log pi_prox, those of the policy that
+    the batch met, before any step on it; 0 where `action_mask` is 0."""
+
+    metrics: dict[str, float]
+    learner_logprobs: np.ndarray
 
 
 @dataclass(frozen=True)

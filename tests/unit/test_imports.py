@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from reasoner.types import SyncReport, UpdateResult
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("reasoner", "verifiers", "envs", "rollouts")
@@ -59,6 +63,17 @@ def test_the_command_line_loads_nothing_heavy_before_it_must() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_what_the_learner_answers_loads_nothing_heavy_into_the_driver() -> None:
+    answer = pickle.dumps([UpdateResult({"loss": 0.0}, np.zeros(2, np.float32)), SyncReport(1)])
+    code = (
+        "import sys, pickle, reasoner.training; pickle.load(sys.stdin.buffer); "
+        "print([m for m in ('torch', 'vllm', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=answer, capture_output=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == b"[]"
 
 
 @pytest.mark.parametrize("package", sorted(ALLOWED))
