@@ -22,7 +22,13 @@ import ray
 from envs.tasks import load_tasks, verifiers_of
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
-from reasoner.learner_actor import LearnerActor, sends_adapters, weight_transfer, with_adapters
+from reasoner.learner_actor import (
+    SYNC_GROUP,
+    LearnerActor,
+    sends_adapters,
+    weight_transfer,
+    with_adapters,
+)
 from reasoner.logs import log_to
 from reasoner.model_source import ModelSource
 from reasoner.reaper import guard_children
@@ -65,6 +71,7 @@ class Processes:
         self._kill_learner()
         share = 0.5 if self.config.cluster.colocate else 1.0
         actor = ray.remote(
+            concurrency_groups={SYNC_GROUP: 1},
             num_cpus=1,
             num_gpus=share * _on_gpu(self.config),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.config.learner.threads)}},

@@ -12,6 +12,7 @@ import base64
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -140,6 +141,8 @@ class Learner:
             self.reference = self._policy(reference, temperature)
         self.optimizer = make_optimizer(self.model, config)
         self.noise = GradientNoise()
+        self.before_step: Callable[[], object] = lambda: None  # returns when the weights may change
+        self._waited_s = 0.0  # of the present update, for that
         self.policy_version = 0  # updates begun from here on: one a batch, skipped or not
         self.optimizer_steps = 0
         self.skipped_updates = 0
@@ -170,7 +173,7 @@ class Learner:
     def update(self, batch: TrainBatch, lr_scale: float = 1.0) -> UpdateResult:
         """One pass over the batch: `config.minibatches` optimizer steps at `lr_scale` times the learning rate
         (skipped where loss or gradient is not finite), then `policy_version + 1`."""
-        started = time.perf_counter()
+        started, self._waited_s = time.perf_counter(), 0.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * lr_scale
         prox = self._policy_logprobs(batch) if self.config.minibatches > 1 else None  # (N,)
@@ -190,7 +193,7 @@ class Learner:
             "lr": self.config.lr * lr_scale,
             "tokens": float(batch.num_tokens),
             "action_tokens": float(batch.num_action_tokens),
-            "update_seconds": time.perf_counter() - started,
+            "update_seconds": time.perf_counter() - started - self._waited_s,
             "flops": self._flops(np.diff(batch.cu_seqlens), with_prox=prox is not None),
             "skipped_updates": float(self.skipped_updates),
             **{name: total / batch.num_action_tokens for name, total in tally.stats.items()},
@@ -249,6 +252,9 @@ class Learner:
             total = self._grad_norm()
             norms.append(float(full(total)))
         loss = float(self.ranks.sum(np.array([loss]))[0])
+        computed = time.perf_counter()
+        self.before_step()
+        self._waited_s += time.perf_counter() - computed
         if math.isfinite(norms[-1]) and math.isfinite(loss):
             nn.utils.clip_grads_with_norm_(self.model.parameters(), self.config.grad_clip, total)
             self.optimizer.step()

@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from rollouts.sampler import Sampler
 log = logging.getLogger(__name__)
 
 REASON_S = 10.0  # what the other ranks have to say once a call has failed here
+SYNC_GROUP = "sync"  # of the calls that go on beside the others
 LAST_WORDS_S = 2.0  # from an error of a rank to its end, for the error to be delivered
 
 
@@ -79,6 +81,8 @@ class LearnerActor:
         ray.get(calls)
         self.transfer = weight_transfer(device, config)
         self.adapters_only = sends_adapters(device, config, Path(base_path))
+        self.beside = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self.syncing: Future[Any] | None = None  # by `start_sync`
         self.connected: list[str] = []
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
@@ -91,6 +95,17 @@ class LearnerActor:
         Those that failed are in the report's `failures`."""
         with self._together("sync", version, servers):
             return self._sync(version, servers)
+
+    def start_sync(self, version: int, servers: Mapping[str, Sampler]) -> None:
+        """`sync` in the background, for one rank only: an update may compute its gradient meanwhile, and
+        waits with its first step for the end. `synced` has the report."""
+        syncing = self.syncing = self.beside.submit(self._sync, version, servers)
+        self.learner.before_step = lambda: wait([syncing])
+
+    def synced(self) -> Any:
+        """The report of the sync that was started; to be called in `SYNC_GROUP`."""
+        assert self.syncing is not None
+        return self.syncing.result()
 
     def _sync(self, version: int, servers: Mapping[str, Sampler]) -> Any:
         from reasoner.weight_sync import ServersFailed, WeightSync

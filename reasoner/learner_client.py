@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import ray
 from reasoner.checkpoint import CheckpointStore
 from reasoner.cluster import Processes
 from reasoner.errors import ReasonerError
-from reasoner.types import SyncReport, TrainBatch
+from reasoner.learner_actor import SYNC_GROUP
+from reasoner.types import NO_VERSION, SyncReport, TrainBatch
 from rollouts.fleet import Replica, State
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,15 @@ MAX_REVIVALS = 3  # during one call, after which something is wrong with the cal
 ANSWER_S = 900.0  # for a sync, a checkpoint, a start
 UPDATE_S = 4 * 3600.0  # for one update
 UNSAVED_BYTES = 2**30  # of batches in memory, after which a checkpoint is due
+
+
+@dataclass(frozen=True)
+class _Sync:
+    """A weight sync that nobody waits for."""
+
+    report: Any  # Ray reference
+    version: int
+    servers: Mapping[str, Replica]  # by key
 
 
 class LearnerClient:
@@ -46,7 +57,10 @@ class LearnerClient:
         self._model, self._tell, self._meanwhile = model, tell, meanwhile
         self._saved: Path | None = None  # the checkpoint it would be started anew from
         self._unsaved: list[tuple[TrainBatch, float]] = []  # (batch, learning-rate scale) since `_saved`
-        self._refit: tuple[Any, dict[str, Replica]] | None = None  # servers being given the present weights
+        self.last_sync = SyncReport(NO_VERSION)  # of those that are over
+        self._under_way: _Sync | None = None
+        config = processes.config  # collectives of several ranks must not mix
+        self._beside = config.max_staleness > 0 and config.learner.ranks == 1
         self._dead: str | None = None  # why it must be started anew
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
@@ -84,43 +98,55 @@ class LearnerClient:
 
     # ------------------------------------------------------------------ weights to the servers
 
-    def sync(self, version: int) -> SyncReport:
+    def sync(self, version: int) -> None:
         """The present weights, as policy `version`, to every healthy server. Servers that fail are started
-        anew; they, and those that are starting now, are refitted later."""
+        anew; they, and those that are starting now, are refitted later. In asynchronous mode this only
+        begins, and the next update may begin too; `last_sync` tells when it is over."""
+        self.poll_sync(wait=True)  # a refit was asked for before the update, with the weights of then
         fleet = self._processes.servers
-        if self._refit is not None:  # it was asked for before the update, with the weights of then
-            self._finish_refit()
         servers = {r.key: r for r in fleet.in_state(State.SYNCING, State.SERVING)}
-        report = SyncReport(version)
-        if servers:
-            handles = {key: r.handle for key, r in servers.items()}
+        handles = {key: r.handle for key, r in servers.items()}
+        if not servers:
+            self.last_sync = SyncReport(version)
+            fleet.outdated(version)
+        elif self._beside:
+            self._call(lambda actor: actor.start_sync.remote(version, handles), "a weight sync")
+            report = self._processes.learner.synced.options(concurrency_group=SYNC_GROUP).remote()
+            self._under_way = _Sync(report, version, servers)
+        else:
             report = self._call(
                 lambda actor: actor.sync.remote(version, handles), "a weight sync", meanwhile=self._poll_fleet
             )
             self._take_in(report, servers)
-        fleet.outdated(version)
-        return report
 
     def refit(self, version: int) -> None:
         """Servers that came back get the present weights, which are those of `version`; does not wait."""
-        fleet = self._processes.servers
-        if self._refit is None:
-            servers = {r.key: r for r in fleet.in_state(State.SYNCING)}
-            if servers:
-                handles = {key: r.handle for key, r in servers.items()}
-                self._refit = (self._processes.learner.sync.remote(version, handles), servers)
-        elif ray.wait([self._refit[0]], timeout=0)[0]:
-            self._finish_refit()
+        self.poll_sync()
+        if self._dead is not None:
+            self._revive(self._dead)
+        servers = {r.key: r for r in self._processes.servers.in_state(State.SYNCING)}
+        if self._under_way is None and servers:
+            handles = {key: r.handle for key, r in servers.items()}
+            report = self._processes.learner.sync.remote(version, handles)
+            self._under_way = _Sync(report, version, servers)
 
-    def _finish_refit(self) -> None:
-        assert self._refit is not None
-        (call, servers), self._refit = self._refit, None
-        try:
-            report = self._wait(call, "the refit of a server", ANSWER_S, self._poll_fleet)
-        except ray.exceptions.RayActorError as error:
-            self._revive(str(error))  # the servers are still to be refitted, and will be
+    @property
+    def syncing(self) -> list[Any]:
+        """A Ray reference that is ready when the sync that is under way is over."""
+        return [self._under_way.report] if self._under_way else []
+
+    def poll_sync(self, *, wait: bool = False) -> None:
+        """Takes in the end of a sync that was under way."""
+        sync = self._under_way
+        if sync is None or self._dead or not (wait or ray.wait([sync.report], timeout=0)[0]):
             return
-        self._take_in(report, servers)
+        try:
+            report = self._wait(sync.report, "a weight sync", ANSWER_S, self._poll_fleet)
+        except ray.exceptions.RayActorError as error:
+            self._dead = str(error)
+            return
+        self._under_way = None
+        self._take_in(report, sync.servers)
 
     def _take_in(self, report: SyncReport, servers: Mapping[str, Replica]) -> None:
         fleet = self._processes.servers
@@ -131,6 +157,8 @@ class LearnerClient:
                 fleet.lost(replica, report.failures[position])
             else:
                 fleet.synced(replica, report.version)
+        fleet.outdated(report.version)
+        self.last_sync = report
 
     def _poll_fleet(self, call: Any) -> None:
         ray.wait([call], timeout=1.0)
@@ -164,7 +192,10 @@ class LearnerClient:
             f"the learner died: it is started anew from {latest.name if latest else 'the base model'}, "
             f"with {len(self._unsaved)} updates to redo"
         )
-        self._refit = None
+        if self._under_way is not None:  # its servers are still to be refitted, and will be
+            self._processes.servers.outdated(self._under_way.version)
+            self._under_way = None
+        self._dead = None
         try:
             ready = self._processes.start_learner(latest or self._model)
             self._wait(ready, "a new learner", ANSWER_S)

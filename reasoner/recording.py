@@ -10,7 +10,7 @@ from typing import Any
 from reasoner.flops import FlopCounter
 from reasoner.journal import Journal, Use
 from reasoner.metrics import step_metrics
-from reasoner.types import Group
+from reasoner.types import Group, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,12 @@ class StepOutcome:
     @property
     def all_groups(self) -> list[Group]:
         return [*self.kept, *self.filtered, *self.stale]
+
+    def sample(self) -> Rollout | None:
+        """One chain of thought to show: the longest one that is right, else the longest."""
+        rollouts = [r for g in self.all_groups for r in g.rollouts]
+        right = [r for r in rollouts if r.verdict and r.verdict.is_correct]
+        return max(right or rollouts, key=lambda r: r.num_action_tokens, default=None)
 
 
 class Recorder:

@@ -42,7 +42,7 @@ from reasoner.run import Run, config_at, config_files, prepare
 from reasoner.stall import StallWatch
 from reasoner.telemetry import Telemetry
 from reasoner.trackers import trackers_of
-from reasoner.types import UNSCORED, Group, Rollout, SamplingParams, SyncReport, Task
+from reasoner.types import UNSCORED, Group, SamplingParams, Task
 from reasoner.update import lr_scale, prepare_update, select_groups
 from rollouts.queue import RolloutQueue
 from rollouts.worker import GroupResult
@@ -233,11 +233,11 @@ class Loop:
         self.between_steps = False
         update = self._update(kept) if kept else None
         with self.timeline.measure("sync"):
-            sync = self._sync(version + 1)
+            self._sync(version + 1)
         self.progress.step += 1
         self.progress.policy_version = self.queue.version
-        outcome = StepOutcome(version, kept, [*filtered, *self.replaced], stale, update, sync)
-        self.replaced = []
+        filtered, self.replaced = [*filtered, *self.replaced], []
+        outcome = StepOutcome(version, kept, filtered, stale, update, self.learner.last_sync)
         if self.curriculum:
             self.curriculum.update([*outcome.kept, *outcome.filtered])
         self.recorder.journal_fates(self.progress.step, outcome)
@@ -279,7 +279,7 @@ class Loop:
         rounds = 0  # in which something finished
         while not until():
             self._admit()
-            rounds += self._arrivals(timeout_s=1.0)
+            rounds += self._arrivals(timeout_s=1.0, beside=self.learner.syncing)
             self._tend()
             watch.check(rounds)
 
@@ -288,6 +288,7 @@ class Loop:
         return StallWatch(tokens, lambda: f"{waiting()} (logs: {self.run_.log_dir})")
 
     def _admit(self) -> None:
+        self.queue.serving = self.learner.last_sync.version
         for _ in range(self.queue.admissible):
             index = self._next_index()
             task = self.source.train(index)
@@ -351,23 +352,25 @@ class Loop:
     def _meanwhile(self, call: Any) -> None:
         """While the learner works, rollouts go on arriving and, when staleness allows, being started."""
         self._admit()
-        self._arrivals(timeout_s=1.0, beside=[call])
+        self._arrivals(timeout_s=1.0, beside=[call, *self.learner.syncing])
+        self.learner.poll_sync()
 
     def _tend(self) -> None:
         """Called about once a second while rollouts are waited for, never in the middle of a step."""
         self._check_stop()
         self.learner.refit(self.queue.version)
 
-    def _sync(self, version: int) -> SyncReport:
-        report = self.learner.sync(version)
+    def _sync(self, version: int) -> None:
+        """In asynchronous mode the servers get the weights while the learner goes on."""
+        self.learner.sync(version)
         self.queue.version = version
-        return report
 
     # ------------------------------------------------------------------ what is written down
 
     def evaluate(self) -> dict[str, Any]:
         """pass@1 and what goes with it on the held-out and the out-of-distribution split."""
         config, result = self.config.eval, {}
+        self.learner.poll_sync(wait=True)
         for split in SPLITS:
             tasks = self.source.split(split, config.problems)
             if not tasks:
@@ -418,7 +421,7 @@ class Loop:
             line["curriculum"] = self.curriculum.metrics([*out.kept, *out.filtered])
         for message in self.alarms.watch(line):
             self.display.message(message)
-        sample = _sample(out.all_groups)
+        sample = out.sample()
         self.telemetry.publish(line)
         self.display.update(
             self.metrics.write(line), sample, prompt_text(sample.task.prompt) if sample else ""
@@ -534,10 +537,3 @@ class Loop:
     def _out_of_time(self) -> bool:
         limit = self.config.time_limit_s
         return bool(limit) and time.monotonic() - self.started > limit
-
-
-def _sample(groups: Sequence[Group]) -> Rollout | None:
-    """One chain of thought to show: the longest one that is right, else the longest."""
-    rollouts = [r for g in groups for r in g.rollouts]
-    right = [r for r in rollouts if r.verdict and r.verdict.is_correct]
-    return max(right or rollouts, key=lambda r: r.num_action_tokens, default=None)

@@ -4,10 +4,11 @@ Staleness of a rollout is the learner's version minus the version of its oldest 
 admitted while
 
     running < max_concurrent
-    trained + queued + running < (max_staleness + version + 1) · groups_per_step
+    trained + queued + running < (max_staleness + serving + 1) · groups_per_step
 
-so at max_staleness 0 nothing runs ahead of the policy. The learner waits for a straggler rather than letting
-it grow too old: dropping what took longest would teach brevity.
+where `serving` is the version that the servers have: the learner's, or one before it while a weight sync is
+under way. So at max_staleness 0 nothing runs ahead of the policy. The learner waits for a straggler rather
+than letting it grow too old: dropping what took longest would teach brevity.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class RolloutQueue:
     groups_per_step: int
     max_staleness: int
     max_concurrent: int
-    version: int = 0
+    version: int = 0  # the learner's
+    serving: int = 0  # the servers'
     trained: int = 0  # groups that left the queue, and filtered ones that are not replaced
     running: dict[Hashable, int] = field(default_factory=dict)  # what is being sampled → version at admission
     queued: deque[Group] = field(default_factory=deque)
@@ -32,12 +34,12 @@ class RolloutQueue:
     @property
     def admissible(self) -> int:
         """How many groups may be started now."""
-        ahead = (self.max_staleness + self.version + 1) * self.groups_per_step
+        ahead = (self.max_staleness + self.serving + 1) * self.groups_per_step
         room = ahead - self.trained - len(self.queued) - len(self.running)
         return max(0, min(room, self.max_concurrent - len(self.running)))
 
     def start(self, key: Hashable) -> None:
-        self.running[key] = self.version
+        self.running[key] = self.serving
 
     def finish(self, key: Hashable, group: Group, *, keep: bool = True) -> None:
         """A group arrived. `keep=False` (filtered, to be replaced): it leaves the count."""

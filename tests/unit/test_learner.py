@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -64,6 +66,34 @@ def test_update_is_the_gradient_of_the_formula(model_dir):
             clear = grads[name].abs() > 1e-5
             step = (after - before[name])[clear]
             torch.testing.assert_close(step, -1e-2 * grads[name][clear].sign(), atol=2e-5, rtol=0)
+
+
+def test_weights_may_be_read_beside_an_update_until_its_step(model_dir):
+    """What a weight sync does in asynchronous mode: neither notices the other."""
+    batch, scores, waited_s = on_policy_batch(model_dir), [], []
+    alone = learner(model_dir, micro_batch_tokens=20)
+    expected = np.concatenate(alone.score(token_ids()))
+    result = alone.update(batch)
+
+    trained = learner(model_dir, micro_batch_tokens=20)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: scores.extend(trained.score(token_ids()) for _ in range(50)))
+        trained.before_step = lambda: waited_s.append(_timed(reading.result))
+        started = time.perf_counter()
+        beside = trained.update(batch)
+        total_s = time.perf_counter() - started
+    assert len(scores) == 50
+    assert all(np.array_equal(np.concatenate(score), expected) for score in scores)
+    assert beside.metrics["loss"] == result.metrics["loss"]
+    after = weights(alone)
+    assert all(torch.equal(weight, after[name]) for name, weight in weights(trained).items())
+    assert beside.metrics["update_seconds"] <= total_s - sum(waited_s), "waiting is no work"
+
+
+def _timed(wait):
+    started = time.perf_counter()
+    wait()
+    return time.perf_counter() - started
 
 
 def test_the_noise_scale_comes_from_the_gradients_of_every_other_prompt(model_dir):

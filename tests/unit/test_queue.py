@@ -24,7 +24,7 @@ def test_on_policy_admits_one_step_and_nothing_ahead():
     fresh, stale = queue.take_batch()
     assert (len(fresh), stale) == (4, [])
     assert queue.admissible == 0, "nothing runs on weights that are about to change"
-    queue.version = 1
+    queue.version = queue.serving = 1
     assert queue.admissible == 4
 
 
@@ -33,6 +33,20 @@ def test_staleness_two_runs_ahead_by_two_versions():
     assert queue.admissible == 12
     queue.max_concurrent = 5
     assert queue.admissible == 5
+
+
+def test_while_weights_are_under_way_rollouts_count_as_of_the_version_before():
+    queue = RolloutQueue(groups_per_step=1, max_staleness=1, max_concurrent=10)
+    for key in "ab":
+        queue.start(key)
+    queue.finish("a", group(0))
+    queue.take_batch()
+    queue.version = 1  # the servers do not have it yet
+    assert queue.admissible == 0, "another one could be trained on at version 2, with tokens of version 0"
+    queue.finish("b", group(0))
+    assert queue.batch_ready, "the learner need not wait for the servers"
+    queue.serving = 1
+    assert queue.admissible == 1
 
 
 def test_replaced_groups_leave_the_count():
@@ -50,7 +64,7 @@ def test_waits_for_a_straggler_that_would_become_too_old():
     queue.finish("fast", group(0))
     assert queue.batch_ready, "after this update the straggler is one version old: still allowed"
     queue.take_batch()
-    queue.version = 1
+    queue.version = queue.serving = 1
     queue.start("next")
     queue.finish("next", group(1))
     assert not queue.batch_ready, "another update would make it two versions old"
@@ -63,7 +77,9 @@ def test_waits_for_a_straggler_that_would_become_too_old():
 
 
 def test_too_old_groups_are_reported_not_trained_on():
-    queue = RolloutQueue(groups_per_step=2, max_staleness=1, max_concurrent=10, version=5, trained=10)
+    queue = RolloutQueue(
+        groups_per_step=2, max_staleness=1, max_concurrent=10, version=5, serving=5, trained=10
+    )
     for key, version in (("old", 3), ("ok", 4)):
         queue.start(key)
         queue.finish(key, group(version))
@@ -73,7 +89,7 @@ def test_too_old_groups_are_reported_not_trained_on():
 
 
 def test_a_batch_is_ordered_by_age_and_stream_whatever_arrived_first():
-    queue = RolloutQueue(groups_per_step=3, max_staleness=1, max_concurrent=10, version=1)
+    queue = RolloutQueue(groups_per_step=3, max_staleness=1, max_concurrent=10, version=1, serving=1)
     for index, version in ((7, 1), (5, 1), (6, 0), (4, 1)):
         queue.start(index)
         queue.finish(index, group(version, index))
