@@ -6,8 +6,11 @@ differ in what the loop and the learner do."""
 from __future__ import annotations
 
 import json
+import os
+import time
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import ray
 from tiny_model import END
 
 from reasoner import cluster
-from reasoner.types import SamplingParams, SyncReport
+from reasoner.types import SamplingParams, SyncReport, TrainBatch
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
 from rollouts.scripted import ScriptedSampler
 from rollouts.server import ServerStats
@@ -60,9 +63,39 @@ class ScriptedServer:
 class ScriptedLearner(cluster.LearnerActor):
     """The real learner; a scripted server has no weights, so only the version is sent."""
 
-    def sync(self, version: int, servers: Mapping[str, Any]) -> SyncReport:
+    def _sync(self, version: int, servers: Mapping[str, Any]) -> SyncReport:
         ray.get([sampler.actor.set_version.remote(version) for sampler in servers.values()])
         return SyncReport(version)
+
+
+SYNC_S = 0.6
+FATAL_VERSION = 4
+
+
+class SlowLearner(ScriptedLearner):
+    """Its weights are on their way for `SYNC_S`; once it dies meanwhile. Its updates say what they met."""
+
+    def update(self, batch: TrainBatch, lr_scale: float) -> Any:
+        begun_meanwhile = self.syncing is not None and not self.syncing.done()
+        result = super().update(batch, lr_scale)
+        result.metrics["begun_meanwhile"] = float(begun_meanwhile)
+        return result
+
+    def _sync(self, version: int, servers: Mapping[str, Any]) -> SyncReport:
+        before = self._weights()
+        time.sleep(SYNC_S)
+        grave = Path(self.config.runs_dir) / "died"
+        if version == FATAL_VERSION and not grave.exists():
+            grave.touch()
+            os._exit(1)
+        report = super()._sync(version, servers)
+        changed = float((self._weights() - before).abs().max())
+        return replace(report, seconds=SYNC_S, probe_max_abs_diff=changed)
+
+    def _weights(self) -> Any:
+        import torch
+
+        return torch.cat([p.detach().flatten().clone() for p in self.learner.model.parameters()])
 
 
 def write_tasks(path: Path, count: int) -> Path:

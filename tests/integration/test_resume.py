@@ -90,3 +90,23 @@ def test_the_uninterrupted_run_exercises_what_a_resume_must_restore(whole):
     state = load_state(CheckpointStore(whole).latest())
     assert len(state["retired"]) == lines[-1]["retired_prompts"] > 0, "tasks were retired"
     assert len(state["curriculum"]) == 3, "the curriculum knows all families"
+
+
+def test_in_asynchronous_mode_weights_travel_beside_the_next_update(folder, monkeypatch, capsys):
+    """Also when the learner dies of it."""
+    monkeypatch.setattr(cluster, "LearnerActor", scripted_run.SlowLearner)
+    settings = {"max_staleness": 2, "eval": {"every": 0, "problems": 4}, "checkpoint": {"every": 0}}
+    learner = {"learner": {"threads": 1, "zero_variance": "keep"}}
+    plain = config(folder, "beside", 8).model_dump(exclude={"learner", "tasks"})
+    tasks = {"tasks": {"source": str(folder / "tasks.jsonl")}}
+    run = training.train(Config.model_validate({**plain, **settings, **learner, **tasks}))
+    lines = read_metrics(run)[1:]
+    assert "the learner died: it is started anew from step_000000, with 4 updates to redo" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert 0 < max(line["staleness_max"] for line in lines) <= 2
+    assert sum(line["begun_meanwhile"] for line in lines) >= 4, "updates begin while weights are on their way"
+    assert all(line["sync_seconds"] == scripted_run.SYNC_S for line in lines[1:])
+    assert all(line["probe_max_abs_diff"] == 0 for line in lines), "no step while the weights are read"
+    assert all(line["seconds"]["sync"] < scripted_run.SYNC_S for line in lines)
