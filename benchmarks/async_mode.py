@@ -9,7 +9,7 @@ Three kinds of runs, in turn, `--repeats` times:
 `async_vs_ideal` = max(T_generate, T_learn) / T_async: the speed-up over taking turns on single cores, divided
 by the ideal one, (T_generate + T_learn) / max(T_generate, T_learn). `async_vs_sync` = T_sync / T_async.
 `slower_side_busy_share`: the larger of the shares of T_async in which the learner, or the server's engine, is
-at work. All T are means over steps after `WARM_UP`.
+at work. All T are means over steps after `WARM_UP`; T_async and T_sync are from step to step.
 
 `sync_stall_share`: what a weight sync costs generation, over an asynchronous step (`benchmarks.stall`); with
 `--smollm2-window-s SECONDS` also for SmolLM2 and steps of that length (`sync_stall_share_smollm2`).
@@ -59,12 +59,17 @@ def mean(lines: list[dict[str, Any]], *phases: str) -> float:
     return float(np.mean([sum(line["seconds"][phase] for phase in phases) for line in lines]))
 
 
+def step_s(lines: list[dict[str, Any]]) -> float:
+    """Wall-clock seconds from one step to the next, with what is in none of its phases (writing it down)."""
+    return (lines[-1]["elapsed_s"] - lines[0]["elapsed_s"]) / (len(lines) - 1)
+
+
 def busy_shares(lines: list[dict[str, Any]]) -> dict[str, float]:
     """Share of the run's time that the learner and the server were at work."""
-    total = sum(line["seconds"]["total"] for line in lines)
+    total = step_s(lines) * (len(lines) - 1)
     return {
-        "learner": sum(line["update_seconds"] for line in lines if "update_seconds" in line) / total,
-        "server": sum(line["sampler_busy_s"] for line in lines) / total,
+        "learner": sum(line.get("update_seconds", 0.0) for line in lines[1:]) / total,
+        "server": sum(line["sampler_busy_s"] for line in lines[1:]) / total,
     }
 
 
@@ -76,9 +81,9 @@ def runs(steps: int, repeats: int, extra: list[str]) -> tuple[list[Figure], dict
         generate.append(mean(alone, "rollout", "verify"))
         learn.append(mean(alone, "learn"))
         asynchronous = steps_of("async", steps, extra)
-        together.append(mean(asynchronous, "total"))
+        together.append(step_s(asynchronous))
         shares.append(busy_shares(asynchronous))
-        taking_turns.append(mean(steps_of("sync", steps, extra), "total"))
+        taking_turns.append(step_s(steps_of("sync", steps, extra)))
     busy = [max(share.values()) for share in shares]
     figures = [
         ratio("async_vs_ideal", np.maximum(generate, learn).tolist(), together),
