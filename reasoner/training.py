@@ -15,19 +15,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
-from envs.tasks import TaskSource, load_tasks, prompt_text, source_of
+from envs.tasks import TaskSource, load_tasks, prompt_text
 from reasoner import cluster, fingerprint
 from reasoner.alarms import Alarms
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config, load_config
-from reasoner.curriculum import Curriculum
 from reasoner.display import Display
 from reasoner.driver import stop_signals
 from reasoner.errors import ReasonerError, UsageError
@@ -40,9 +38,10 @@ from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.redo import finished_steps
 from reasoner.run import Run, config_at, config_files, prepare
 from reasoner.stall import StallWatch
+from reasoner.stream import TaskStream
 from reasoner.telemetry import Telemetry
 from reasoner.trackers import trackers_of
-from reasoner.types import UNSCORED, Group, SamplingParams, Task
+from reasoner.types import Group, SamplingParams, Task
 from reasoner.update import lr_scale, prepare_update, select_groups
 from rollouts.queue import RolloutQueue
 from rollouts.worker import GroupResult
@@ -61,14 +60,10 @@ class Interrupted(Exception):
 
 @dataclass
 class Progress:
-    """What a checkpoint must remember beside weights, optimizer and the journal."""
+    """What a checkpoint must remember beside weights, optimizer, task stream and the journal."""
 
     step: int = 0
     policy_version: int = 0
-    next_index: int = 0  # position in the training stream
-    outstanding: list[int] = field(default_factory=list)  # admitted, not trained on: to be sampled again
-    retired: list[str] = field(default_factory=list)
-    curriculum: dict[str, dict[str, float]] = field(default_factory=dict)  # its pools
     seconds: float = 0.0
     best_pass: float = -1.0  # held-out pass@1 of the best checkpoint that was evaluated
 
@@ -147,13 +142,10 @@ class Loop:
         )
         self.journal = Journal(run.path)
         self.recorder = Recorder(self.journal, run.flops, asynchronous=config.max_staleness > 0)
-        self.progress = self._restore_progress()
+        state = self._restore()
+        self.progress = Progress(**{key: state[key] for key in Progress.__dataclass_fields__ if key in state})
+        self.stream = TaskStream.from_state(config, self.source, state)
         self.saved_step = self.progress.step if run.resumed else None
-        self.retired = set(self.progress.retired)
-        self.restored: set[int] = set()  # groups the journal brought back: not to be sampled again
-        self.curriculum: Curriculum | None = None
-        if config.tasks.curriculum == "adaptive":
-            self.curriculum = Curriculum.from_dict(config.seed, self.progress.curriculum)
         if run.finished_step > self.progress.step:
             self._redo(run.finished_step)
         resume_step = self.progress.step if run.resumed else None
@@ -238,8 +230,7 @@ class Loop:
         self.progress.policy_version = self.queue.version
         filtered, self.replaced = [*filtered, *self.replaced], []
         outcome = StepOutcome(version, kept, filtered, stale, update, self.learner.last_sync)
-        if self.curriculum:
-            self.curriculum.update([*outcome.kept, *outcome.filtered])
+        self.stream.stepped([*outcome.kept, *outcome.filtered])
         self.recorder.journal_fates(self.progress.step, outcome)
         self.between_steps = True
         self._record(outcome)
@@ -290,28 +281,10 @@ class Loop:
     def _admit(self) -> None:
         self.queue.serving = self.learner.last_sync.version
         for _ in range(self.queue.admissible):
-            index = self._next_index()
-            task = self.source.train(index)
+            index, task = self.stream.next()
             ticket = self.dispatcher.submit([task], self.config.rollout.group_size, self._sampling(), index)
             self.calls[ticket] = index
             self.queue.start(ticket)
-
-    def _next_index(self) -> int:
-        while self.progress.outstanding:
-            index = self.progress.outstanding.pop(0)
-            if index not in self.restored:
-                return index
-        unwanted = 10 * len(self.retired) + len(self.restored)  # in a row: then everything is retired
-        while unwanted >= 0:
-            index = self.progress.next_index
-            self.progress.next_index += 1
-            if index in self.restored or (self.retired and self.source.train(index).id in self.retired):
-                unwanted -= 1
-            elif not self.curriculum or self.curriculum.accepts(self.source.train(index), index):
-                return index
-        log.warning("all %d tasks are solved and retired: starting over with all of them", len(self.retired))
-        self.retired.clear()
-        return self._next_index()
 
     def _arrivals(self, timeout_s: float, beside: Sequence[Any] = ()) -> bool:
         """Takes in finished groups: durable in the journal first, then in the queue."""
@@ -327,7 +300,7 @@ class Loop:
     def _take_in(self, ticket: int, result: GroupResult) -> None:
         group = result.group
         self.last_verify_seconds = result.verify_seconds
-        self._retire(group)
+        self.stream.arrived(group)
         replace = self._is_replaced(group)
         self.queue.finish(ticket, group, keep=not replace)
         if replace:
@@ -340,14 +313,6 @@ class Loop:
             and len(self.replaced) < MAX_REPLACED * self.config.rollout.groups_per_step
             and bool(select_groups([group], self.config)[1])
         )
-
-    def _retire(self, group: Group) -> None:
-        passed = [
-            r.verdict.is_correct for r in group.rollouts if r.verdict and r.verdict.status not in UNSCORED
-        ]
-        rate = self.config.learner.retire_pass_rate
-        if rate < 1 and source_of(self.source, group.task).finite and passed and np.mean(passed) >= rate:
-            self.retired.add(group.task.id)
 
     def _meanwhile(self, call: Any) -> None:
         """While the learner works, rollouts go on arriving and, when staleness allows, being started."""
@@ -416,9 +381,9 @@ class Loop:
         elapsed_s = time.monotonic() - self.started
         line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
         line["sampler_busy_s"] = self._sampler_busy_s()
-        line["retired_prompts"] = len(self.retired)
-        if self.curriculum:
-            line["curriculum"] = self.curriculum.metrics([*out.kept, *out.filtered])
+        line["retired_prompts"] = len(self.stream.retired)
+        if self.stream.curriculum:
+            line["curriculum"] = self.stream.curriculum.metrics([*out.kept, *out.filtered])
         for message in self.alarms.watch(line):
             self.display.message(message)
         sample = out.sample()
@@ -460,12 +425,9 @@ class Loop:
     def save(self) -> None:
         """A complete checkpoint: weights, optimizer, position of data and queue."""
         self.progress.seconds = time.monotonic() - self.started
-        self.progress.retired = sorted(self.retired)
-        if self.curriculum:
-            self.progress.curriculum = self.curriculum.to_dict()
         best = self._is_best()
         waiting = [*self.calls.values(), *(g.index for g in self.queue.queued)]
-        state = {**self.progress.__dict__, "outstanding": sorted([*waiting, *self.progress.outstanding])}
+        state = asdict(self.progress) | self.stream.state(waiting)
         step = self.progress.step
         self.learner.saved(self.checkpoints.save(step, self.learner.write_checkpoint, state, best=best))
         self.saved_step = step
@@ -483,13 +445,13 @@ class Loop:
         except (ray.exceptions.RayError, ReasonerError) as e:
             log.error("could not save step %d: %s; the last checkpoint stands", self.progress.step, e)
 
-    def _restore_progress(self) -> Progress:
+    def _restore(self) -> dict[str, Any]:
+        """What the checkpoint that is resumed remembers; empty for a new run."""
         path = self.run_.checkpoint
         if path is None:
-            return Progress()
+            return {}
         self.learner.load_trainer(path)
-        known = Progress.__dataclass_fields__
-        return Progress(**{key: value for key, value in load_state(path).items() if key in known})
+        return load_state(path)
 
     def _redo(self, until: int) -> None:
         """Takes the steps again that were finished and that no checkpoint holds."""
@@ -498,25 +460,19 @@ class Loop:
         for finished in finished_steps(path, progress.step, until, lambda step: config_at(configs, step)):
             if finished.prepared is not None:
                 self.learner.redo(finished.prepared.batch, finished.lr_scale)
-            if self.curriculum:
-                self.curriculum.update(finished.fresh)
+            self.stream.stepped(finished.fresh)
             for group in finished.groups:
-                self._retire(group)
-                self.restored.add(group.index)
+                self.stream.restored(group)
             progress.step = finished.step
             progress.policy_version += 1
             progress.seconds = finished.metrics["elapsed_s"]
-        end = max(self.restored, default=-1) + 1
-        if self.config.max_staleness:  # what lies between was still being sampled
-            progress.outstanding += [i for i in range(progress.next_index, end) if i not in self.restored]
-        progress.next_index = max(progress.next_index, end)
+        self.stream.continue_after_journaled(sampled_ahead=self.config.max_staleness > 0)
 
     def _restore_queue(self) -> None:
         """What the journal holds is queued again; what was being sampled is sampled anew."""
         groups = self.journal.resume(self.progress.step, self.progress.policy_version)
-        self.restored |= {g.index for g in groups}
         for group in groups:
-            self._retire(group)
+            self.stream.restored(group)
             (self.replaced if self._is_replaced(group) else self.queue.queued).append(group)
 
     # ------------------------------------------------------------------ small print

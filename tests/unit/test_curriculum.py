@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from envs.arithmetic import ArithmeticTasks
 from envs.tasks import load_tasks
+from reasoner.config import Config
 from reasoner.curriculum import FLOOR, MEMORY, Curriculum, Pool, cell
+from reasoner.stream import TaskStream
 from reasoner.types import Group, Rollout, Task, Verdict
 
 NOTHING = np.zeros(1, np.float32)
@@ -91,23 +93,17 @@ def test_metrics_give_share_and_pass_rate_of_each_cell():
 
 
 def test_a_resumed_run_takes_the_same_tasks():
-    from reasoner.training import Loop, Progress
+    def stream(state: dict) -> TaskStream:
+        config = Config(seed=3, tasks={"curriculum": "adaptive"})
+        return TaskStream.from_state(config, ArithmeticTasks(seed=3), state)
 
-    def indices(loop: Loop, n: int) -> list[int]:
-        return [loop._next_index() for _ in range(n)]
-
-    def loop(progress: Progress) -> Loop:
-        made = Loop.__new__(Loop)
-        made.progress, made.restored, made.retired = progress, set(), set(progress.retired)
-        made.source = ArithmeticTasks(seed=3)
-        made.curriculum = Curriculum.from_dict(3, progress.curriculum)
-        return made
+    def indices(stream: TaskStream, n: int) -> list[int]:
+        return [stream.next()[0] for _ in range(n)]
 
     pools = {"chain/1": Pool(40.0, 40.0, 0.0), "chain/3": Pool(40.0, 20.0, 9.0)}
-    running = loop(Progress(curriculum=Curriculum(3, pools).to_dict()))
+    running = stream({"curriculum": Curriculum(3, pools).to_dict()})
     before = indices(running, 30)
-    saved = json.loads(json.dumps(running.curriculum.to_dict()))
-    resumed = loop(Progress(next_index=running.progress.next_index, curriculum=saved))
+    resumed = stream(json.loads(json.dumps(running.state(waiting=[]))))
     after = indices(running, 30)
     assert indices(resumed, 30) == after
     levels = Counter(cell(running.source.train(i)) for i in [*before, *after])
