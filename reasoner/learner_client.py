@@ -105,15 +105,13 @@ class LearnerClient:
         self.poll_sync(wait=True)  # a refit was asked for before the update, with the weights of then
         fleet = self._processes.servers
         servers = {r.key: r for r in fleet.in_state(State.SYNCING, State.SERVING)}
-        handles = {key: r.handle for key, r in servers.items()}
         if not servers:
             self.last_sync = SyncReport(version)
             fleet.outdated(version)
         elif self._beside:
-            self._call(lambda actor: actor.start_sync.remote(version, handles), "a weight sync")
-            report = self._processes.learner.synced.options(concurrency_group=SYNC_GROUP).remote()
-            self._under_way = _Sync(report, version, servers)
+            self._begin(version, servers)
         else:
+            handles = _handles(servers)
             report = self._call(
                 lambda actor: actor.sync.remote(version, handles), "a weight sync", meanwhile=self._poll_fleet
             )
@@ -126,9 +124,17 @@ class LearnerClient:
             self._revive(self._dead)
         servers = {r.key: r for r in self._processes.servers.in_state(State.SYNCING)}
         if self._under_way is None and servers:
-            handles = {key: r.handle for key, r in servers.items()}
+            self._begin(version, servers)
+
+    def _begin(self, version: int, servers: Mapping[str, Replica]) -> None:
+        """A sync that nobody waits for, of a learner that does nothing else."""
+        handles = _handles(servers)
+        if self._beside:
+            self._call(lambda actor: actor.start_sync.remote(version, handles), "a weight sync")
+            report = self._processes.learner.synced.options(concurrency_group=SYNC_GROUP).remote()
+        else:
             report = self._processes.learner.sync.remote(version, handles)
-            self._under_way = _Sync(report, version, servers)
+        self._under_way = _Sync(report, version, servers)
 
     @property
     def syncing(self) -> list[Any]:
@@ -218,6 +224,10 @@ class LearnerClient:
             if meanwhile is not None:
                 meanwhile(call)
         return ray.get(call)
+
+
+def _handles(servers: Mapping[str, Replica]) -> dict[str, Any]:
+    return {key: replica.handle for key, replica in servers.items()}
 
 
 def _bytes(batch: TrainBatch) -> int:
