@@ -2,15 +2,18 @@
 
 Every alarm is a pure function of the steps' metrics (lines of metrics.jsonl) and compares means over windows
 of steps, so that a noisy step raises none; only skipped updates are counted. `Alarms` remembers which are on:
-each is said once, and again only after it was off in between. Left out: stopping a run by itself.
+each is said once, and again only after it was off in between. `Unjudged` looks at verdicts instead. Left
+out: stopping a run by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from reasoner.types import Group, Verdict
 
 Entry = Mapping[str, Any]  # a line of metrics.jsonl
 
@@ -43,6 +46,28 @@ class Alarms:
     def _ringing(self) -> dict[str, str]:
         messages = {alarm.__name__: alarm(self._entries) for alarm in ALARMS}
         return {name: message for name, message in messages.items() if message is not None}
+
+
+class Unjudged:
+    """What a verifier could not judge, said when it first happens; the same kind again is only counted."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[str, str]] = set()
+
+    def watch(self, groups: Iterable[Group]) -> list[str]:
+        """The messages that these verified groups give rise to: at most one a kind of failure."""
+        verdicts = [r.verdict for group in groups for r in group.rollouts if r.verdict]
+        failed = [v for v in verdicts if v.status in ("error", "bad_reference")]
+        first: dict[tuple[str, str], Verdict] = {}
+        for v in failed:
+            first.setdefault((v.status, v.detail.partition(": ")[0]), v)
+        new = [v for kind, v in first.items() if kind not in self._said]
+        self._said.update(first)
+        return [
+            f"{len(failed)} of {len(verdicts)} rollouts could not be judged and are left out: {v.status}: "
+            f"{v.detail}. Further ones of this kind are only counted (metrics.jsonl, reasoner audit)"
+            for v in new
+        ]
 
 
 def collapse(entries: Sequence[Entry]) -> str | None:

@@ -23,7 +23,7 @@ import ray
 
 from envs.tasks import TaskSource, load_tasks, prompt_text
 from reasoner import cluster, fingerprint
-from reasoner.alarms import Alarms
+from reasoner.alarms import Alarms, Unjudged
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config, load_config
 from reasoner.display import Display
@@ -167,7 +167,7 @@ class Loop:
         self.calls: dict[int, int] = {}  # the ticket of a running group → its index in the stream
         self.idle_steps = 0
         self.busy_s: dict[str, float] = {}  # each server's engine has been at work for so long
-        self.alarms = Alarms(read_metrics(run.path))
+        self.alarms, self.unjudged = Alarms(read_metrics(run.path)), Unjudged()
         self.last_evaluation = (-1, -1.0)  # step, held-out pass@1
         self.between_steps = True  # learner, journal and progress agree: a checkpoint may be written
         self.timeline = Timeline()
@@ -218,7 +218,7 @@ class Loop:
         with self.timeline.measure("rollout"):
             self._pump(until=lambda: self.queue.batch_ready)
         groups, stale = self.queue.take_batch()
-        check_scored(groups)
+        self._check_scored(groups)
         kept, filtered = select_groups(groups, self.config)
         version = self.queue.version
         self._tell_of_idleness(bool(kept))
@@ -357,8 +357,13 @@ class Loop:
         groups = evaluate_split(
             self.dispatcher, tasks, self.config.eval.samples, self._sampling(), on_wait=tend
         )
-        check_scored(groups)
+        self._check_scored(groups)
         return summarise(groups)
+
+    def _check_scored(self, groups: Sequence[Group]) -> None:
+        check_scored(groups)
+        for message in self.unjudged.watch(groups):
+            self.display.message(message)
 
     def _record_initial_evaluation(self) -> None:
         evaluation = self.evaluate()

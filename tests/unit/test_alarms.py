@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from recorded import rollout
+
 from reasoner.alarms import (
     Alarms,
+    Unjudged,
     collapse,
     entropy_collapse,
     entropy_explosion,
@@ -11,6 +16,7 @@ from reasoner.alarms import (
     reward_without_accuracy,
     skipped_updates,
 )
+from reasoner.types import Group, Task, Verdict
 
 
 def steps(**series):
@@ -97,3 +103,20 @@ def test_an_alarm_is_said_once_and_again_after_a_recovery():
 def test_what_rang_before_a_resume_is_not_said_again():
     entries = steps(pass_rate=[0.9] * 30 + [0.5] * 10)
     assert Alarms(entries).watch({"pass_rate": 0.5}) == []
+
+
+def test_what_cannot_be_judged_is_said_once_a_kind():
+    task = Task("t", "2+2", "4")
+
+    def group(*verdicts: Verdict) -> Group:
+        return Group(task, tuple(replace(rollout(task, "4", True), verdict=v) for v in verdicts))
+
+    right, wrong = Verdict.correct("4"), Verdict.wrong("5")
+    down = Verdict.error("http://h/s: ConnectError: refused (4 attempts)")
+    unjudged = Unjudged()
+    assert unjudged.watch([group(right, wrong)]) == []
+    (said,) = unjudged.watch([group(right, down), group(down, wrong)])
+    assert said.startswith("2 of 4 rollouts could not be judged and are left out: error: http://h/s: Connect")
+    assert unjudged.watch([group(down, Verdict.error("http://h/s: no answer within 3 s"))]) == []
+    (other,) = unjudged.watch([group(down, Verdict.error("KeyError: 'x' (mine.py:3)"))])
+    assert "2 of 2" in other and "KeyError: 'x' (mine.py:3)" in other
