@@ -8,10 +8,11 @@ every actor is killed; a Ray that we started is shut down with everything in it.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ from rollouts.worker import GroupResult, RolloutWorker, build_worker
 from verifiers import VerifierPool
 from verifiers.by_task import expecting
 
+_TEMPLATE_TOKENS = 256  # of a chat template and the text around a prompt
 STATS_S = 2.0
 #: Results up to this size go straight from process to process; through Ray's object store (its default from
 #: 100 kB on) a group costs twice the CPU time.
@@ -178,6 +180,18 @@ def context_tokens(config: Config, model: ModelSource) -> int:
             f"{wanted} tokens of context in {model.name}"
         )
     return wanted
+
+
+def with_room(config: Config, model: ModelSource, tasks: Iterable[Task], beside: int = 0) -> Config:
+    """The configuration with a context, where none is asked for, that holds the longest prompt of `tasks` (a
+    token is a byte at least), a completion, and `beside` more tokens."""
+    if config.server.context_tokens:
+        return config
+    prompts = (task.prompt for task in tasks)
+    longest = max((len((p if isinstance(p, str) else json.dumps(p)).encode()) for p in prompts), default=0)
+    wanted = config.rollout.max_tokens + beside + max(512, longest + _TEMPLATE_TOKENS)
+    server = config.server.model_copy(update={"context_tokens": min(model.context_length, wanted)})
+    return config.model_copy(update={"server": server})
 
 
 @contextmanager

@@ -9,14 +9,14 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from envs.tasks import TaskSource, load_tasks
+from envs.tasks import SPLITS, TaskSource, load_tasks
 from reasoner.checkpoint import CheckpointStore, load_state
-from reasoner.cluster import context_tokens
+from reasoner.cluster import context_tokens, with_room
 from reasoner.config import Config, config_toml, load_config
 from reasoner.durable import disk_errors, only_writer, write_atomically
 from reasoner.errors import UsageError
@@ -25,9 +25,11 @@ from reasoner.model_source import BUILT_IN, ModelSource, resolve_model
 from reasoner.plugins import load_function
 from reasoner.redo import last_finished_step
 from reasoner.trackers import check_trackers
+from reasoner.types import Task
 from verifiers import load_verifier
 
 FREE_DISK_GIB = 1.0
+FIRST_TASKS = 64  # of the training stream, which are looked at before anything starts
 GIT_S = 10.0
 
 
@@ -66,7 +68,9 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
         config = _with_pinned_model(config, model)
     template = prompt_template(config.tasks.template, model)
     context_tokens(config, model)
-    _check_tasks(load_tasks(config.tasks.source, config.seed), config.tasks.source)
+    source = load_tasks(config.tasks.source, config.seed)
+    _check_tasks(source, config.tasks.source)
+    config = with_room(config, model, _first_tasks(source, config.eval.problems))
     config = _with_verifier(config, verifier)
     spec = verifier if verifier is not None else config.verifier.name
     load_verifier(spec)
@@ -264,6 +268,13 @@ def prompt_template(template: str, model: ModelSource) -> str:
             f"tasks.template {template!r} is neither auto, base, chat nor a text with {{prompt}}"
         )
     return template
+
+
+def _first_tasks(source: TaskSource, evaluated: int) -> Iterator[Task]:
+    """Those whose prompts decide how much context is needed."""
+    yield from (source.train(i) for i in range(FIRST_TASKS))
+    for name in SPLITS:
+        yield from source.split(name, evaluated)
 
 
 def _check_tasks(source: TaskSource, spec: str) -> None:

@@ -28,7 +28,6 @@ from verifiers import load_verifier
 
 _WHOLE_FILE = 1 << 30  # larger weight files are fingerprinted by samples of their bytes
 _PIECE = 1 << 20
-_TEMPLATE_TOKENS = 256  # of a chat template and the text around a prompt
 TRAINING_SPLITS = ("train_seen", "train_fresh")
 FRESH = 10**8  # a position in the training stream that no run has reached
 
@@ -112,7 +111,8 @@ def make_plan(config: Config, options: EvalOptions, verifier: Any = None) -> Pla
     if options.compare is not None:
         check_comparable(options.compare, tasks)
     if model is not None:
-        config = _with_context(config, model, tasks)
+        asked = (task for problems in tasks.values() for task in problems)
+        config = cluster.with_room(config, model, asked, beside=ANSWER_TOKENS)
     name = endpoint.model if endpoint else config.model
     identity = {
         "model": f"{endpoint.url} {endpoint.model}" if endpoint else _model_hash(model.path),  # type: ignore[union-attr]
@@ -205,17 +205,6 @@ def training_splits(config: Config) -> dict[str, tuple[Task, ...]]:
         name: range(start, start + seen) for name, start in zip(TRAINING_SPLITS, (0, FRESH), strict=True)
     }
     return {name: tuple(source.train(i) for i in indices) for name, indices in names.items()}
-
-
-def _with_context(config: Config, model: ModelSource, tasks: Mapping[str, tuple[Task, ...]]) -> Config:
-    """Room for the longest prompt (a token is a byte at least), a chain, and a forced answer."""
-    if config.server.context_tokens:
-        return config
-    prompts = (task.prompt for problems in tasks.values() for task in problems)
-    longest = max(len((p if isinstance(p, str) else json.dumps(p)).encode()) for p in prompts)
-    wanted = config.rollout.max_tokens + ANSWER_TOKENS + max(512, longest + _TEMPLATE_TOKENS)
-    server = config.server.model_copy(update={"context_tokens": min(model.context_length, wanted)})
-    return config.model_copy(update={"server": server})
 
 
 def _with_budgets(config: Config, options: EvalOptions) -> Config:

@@ -1,5 +1,6 @@
-"""Going back to a checkpoint: which one, under which configuration, with which message."""
+"""Preparing a run, and going back to a checkpoint: which, under which configuration, with which message."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -101,3 +102,21 @@ def test_the_configuration_of_every_step_stays_known(run):
     (run / "checkpoints" / "step_000006" / "trainer" / "state.json").write_text("{}")
     resume(run, steps=14)
     assert steps_by_file() == [(4, 8), (None, 14)], "steps 5 and 6 are undone"
+
+
+def test_the_context_has_room_for_the_longest_prompt_of_tasks_and_evaluation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [{"prompt": "1+1", "reference": "2"}, {"prompt": "x" * 900, "reference": "2", "split": "ood"}]
+    Path("long.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    asked = {"tasks": {"source": "long.jsonl"}, "rollout": {"max_tokens": 32}}
+    for name, given, wanted in (
+        ("longest", asked, 32 + 900 + 256),
+        ("short", {}, 128 + 512),
+        ("own", {**asked, "server": {"context_tokens": 99}}, 99),
+    ):
+        prepared = prepare(Config(name=name, **given))
+        prepared.lock.close()
+        assert prepared.config.server.context_tokens == wanted
+        assert reopen(tmp_path / "runs" / name, {})[1].server.context_tokens == wanted, (
+            "a resumed run keeps it"
+        )
