@@ -53,9 +53,7 @@ def _group(task: Task, right: np.ndarray, index: int) -> Group:
 
 def main() -> None:
     seeds = range(int(sys.argv[1]) if sys.argv[1:] else 3)
-    print(
-        "| source | policy | plain: in band, with signal | adaptive: in band, with signal |\n|---|---|---|---|"
-    )
+    print("| source | policy | plain: in band, with signal | adaptive: the same |\n|---|---|---|---|")
     for spec in SOURCES:
         for policy in ("improving", "middle", "beginning"):
             cells = []
