@@ -15,6 +15,7 @@ import importlib
 import json
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -41,6 +42,9 @@ _FUNCTIONS = frozenset(
 _MAX_EXPRESSION = 1000  # characters
 #: Generators whose own scorer gives full marks to any text (0.1.25): the answer must be the generator's.
 _EXACT = frozenset({"game_of_life_halting"})
+#: Likewise for any beginning of the answer, `0` for `0.234375`: it must be as near as the scorer asks else.
+_TOLERANCE = {"coin_flip": Fraction(1, 10_000)}
+_NUMBER = re.compile(r"[-+]?(\d{1,40}/\d{1,40}|(\d{1,40}|\d{0,40}\.\d{1,40})([eE][-+]?\d{1,2})?)")
 #: Generators whose metadata holds boards of tuples, which JSON knows only as lists.
 _TUPLES = frozenset({"arc_agi", "rearc"})
 
@@ -125,7 +129,22 @@ class ReasoningGymVerifier(Verifier):
 
 
 def _score(scorer: Any, name: str, answer: str, entry: dict[str, Any]) -> float:
-    return float(answer == entry["answer"] if name in _EXACT else scorer.score_answer(answer, entry))
+    if name in _EXACT:
+        return float(answer == entry["answer"])
+    if name in _TOLERANCE:
+        return float(_near(answer, entry["answer"], _TOLERANCE[name]))
+    return float(scorer.score_answer(answer, entry))
+
+
+def _near(answer: str, gold: str, tolerance: Fraction) -> bool:
+    """Whether two plain numbers or fractions are that near; False for anything else."""
+    numbers = [text.strip().replace(",", "") for text in (answer, gold)]
+    if not all(_NUMBER.fullmatch(text) for text in numbers):
+        return False
+    try:
+        return abs(Fraction(numbers[0]) - Fraction(numbers[1])) <= tolerance
+    except ZeroDivisionError:
+        return False
 
 
 def _tuples(value: Any) -> Any:

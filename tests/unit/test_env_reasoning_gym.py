@@ -8,6 +8,7 @@ from envs import SingleTurnEnv, load_tasks
 from envs.reasoning_gym import ANY_ANSWER, ReasoningGymTasks, held_out, names
 from reasoner.errors import UsageError
 from reasoner.rollout_files import task_to_json
+from reasoner.types import Task
 from verifiers import load_verifier
 from verifiers.reasoning_gym import answer_of, plain_expression
 
@@ -134,3 +135,22 @@ def test_what_json_does_not_know_in_an_entry_is_kept_as_text():
     task = ReasoningGymTasks("gsm_symbolic").train(65)  # its metadata holds a Fraction
     task_to_json(task)
     assert load_verifier("auto").verify(f"<answer>{task.reference}</answer>", task).is_correct
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("0.234375", True),
+        ("15/64", True),
+        ("0.2344", True),
+        ("0", False),
+        ("0.2", False),
+        ("1/0", False),
+        ("", False),
+    ],
+)
+def test_the_beginning_of_a_probability_is_not_the_probability(answer, right):
+    made = {"name": "coin_flip", "options": {}, "answer": "0.234375", "metadata": {}}
+    task = Task("t", "p", "0.234375", metadata={"verifier": "reasoning_gym", "reasoning_gym": made})
+    verdict = load_verifier("auto").verify(f"<answer>{answer}</answer>", task)
+    assert verdict.is_correct == right and verdict.reward == right
