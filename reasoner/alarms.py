@@ -99,7 +99,7 @@ def entropy_collapse(entries: Sequence[Entry]) -> str | None:
     return (
         f"entropy fell from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token while the pass rate stays at "
         f"{passed[-1]:.2f}: the policy has stopped exploring. Try a lower learner.lr, a higher "
-        "learner.eps_high or learner.ratio_cap, larger groups, or a small learner.kl_coef"
+        "learner.ratio_cap or upper learner.clip, larger groups, or a small learner.kl_coef"
     )
 
 

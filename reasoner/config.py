@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomlkit
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    ValidationError,
+    model_validator,
+)
 
 from reasoner.errors import UsageError
 from reasoner.plugins import function_name
@@ -32,6 +40,16 @@ def _named_function(kind: str, names: Sequence[str]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _two_numbers(value: Any) -> Any:
+    """The flag `0.2,0.28` is the `[0.2, 0.28]` of a file."""
+    if isinstance(value, str):
+        value = tuple(part for part in value.split(",") if part)
+    if value is None or (isinstance(value, (list, tuple)) and len(value) == 2):
+        return value
+    raise ValueError("expected two numbers, lower and upper, such as 0.2,0.28")
+
+
+Clip = Annotated[tuple[NonNegativeFloat, NonNegativeFloat] | None, BeforeValidator(_two_numbers)]
 Estimator = Annotated[str, _named_function("estimator", ("grpo", "dr_grpo", "rloo", "reinforce_pp"))]
 Loss = Annotated[str, _named_function("loss", ("cispo", "ppo_clip", "gspo", "reinforce"))]
 
@@ -39,8 +57,12 @@ _WHOLE = (
     "training samples the whole distribution, because the learner cannot score tokens of a cut or penalised "
     "one: leave it out"
 )
-#: What is not to be configured: the value that changes nothing (accepted in files), and why no other is.
-REFUSED: dict[str, tuple[float, str]] = {
+_ONE_CLIP = (
+    "the two clips are one key: learner.clip = [low, high] in a file, --learner.clip low,high as a flag"
+)
+#: What is not to be configured (any more): the value that changes nothing (accepted in files; None: there is
+#: none), and why no other is.
+REFUSED: dict[str, tuple[float | None, str]] = {
     "rollout.top_p": (1, _WHOLE),
     "rollout.top_k": (0, _WHOLE),
     "rollout.min_p": (0, _WHOLE),
@@ -48,6 +70,8 @@ REFUSED: dict[str, tuple[float, str]] = {
     "rollout.presence_penalty": (0, _WHOLE),
     "rollout.frequency_penalty": (0, _WHOLE),
     "learner.weight_decay": (0, "updates decay no weights; kl_coef holds the policy near the base model"),
+    "learner.eps_low": (None, _ONE_CLIP),
+    "learner.eps_high": (None, _ONE_CLIP),
 }
 
 
@@ -78,6 +102,11 @@ class RolloutConfig(Section):
     temperature: float = Field(1.0, gt=0, le=10, description="sampling temperature")
     stop: tuple[str, ...] = Field((), description="texts that end a completion, beside the end token")
     workers: int = Field(1, ge=1, description="Ray rollout workers")
+    keep_kv: bool = Field(
+        False,
+        description="completions that a weight update falls into keep their KV cache instead of recomputing "
+        "it; only with max_staleness > 0",
+    )
 
 
 class VerifierConfig(Section):
@@ -124,8 +153,11 @@ class LearnerKeys(Section):
     aggregation: Literal["prompt", "token", "sequence", "constant"] = Field(
         "prompt", description="how token losses are averaged"
     )
-    eps_low: float | None = Field(None, ge=0, description="lower clip of the ratio; unset: the loss's own")
-    eps_high: float | None = Field(None, ge=0, description="upper clip of the ratio; unset: the loss's own")
+    clip: Clip = Field(
+        None,
+        description="how far below and above 1 the ratio is clipped (ppo_clip, gspo), as 0.2,0.28; unset: "
+        "the loss's own",
+    )
     ratio_cap: float = Field(
         4.0, gt=0, description="importance ratios to the policy that sampled are cut to this"
     )
@@ -225,6 +257,15 @@ class Config(Section):
             raise ValueError(
                 "cluster.colocate cannot put servers to sleep that somebody else started (server.addresses)"
             )
+        if self.rollout.keep_kv and self.cluster.colocate:
+            raise ValueError(
+                "rollout.keep_kv has nothing to keep with cluster.colocate: sleeping servers forget their KV"
+            )
+        if self.rollout.keep_kv and self.server.addresses:
+            raise ValueError(
+                "rollout.keep_kv needs servers that the run starts: vLLM's HTTP server (server.addresses) "
+                "keeps the KV of running completions only together with its prefix cache, which others share"
+            )
         return self
 
 
@@ -251,8 +292,9 @@ def load_config(path: str | Path | None = None, overrides: Mapping[str, Any] | N
     known = {key for key, _, _ in config_keys()}
     for key, (neutral, _) in REFUSED.items():
         section, _, leaf = key.partition(".")
-        if isinstance(tree.get(section), dict) and tree[section].get(leaf) == neutral:
-            del tree[section][leaf]
+        table = tree.get(section)
+        if neutral is not None and isinstance(table, dict) and table.get(leaf) == neutral:
+            del table[leaf]
     for key in _dotted(tree):
         _check_known(key, known, str(path))
     for key, value in (overrides or {}).items():

@@ -42,16 +42,15 @@ TRAINER_FILE = "learner.json"
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """How to update. Eps of None are the loss's own (`reasoner.losses.DEFAULT_EPS`); `loss` is a name or a
-    function of `LossFn`'s signature."""
+    """How to update. A `clip` of None is the loss's own (`reasoner.losses.DEFAULT_EPS`); `loss` is a name or
+    a function of `LossFn`'s signature."""
 
     lr: float = 2e-4
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     grad_clip: float = 1.0  # largest gradient norm
     loss: str | LossFn = "cispo"
-    eps_low: float | None = None  # lower clip of the ratio (ppo_clip, gspo)
-    eps_high: float | None = None  # upper clip of the ratio (ppo_clip, gspo)
+    clip: tuple[float, float] | None = None  # (eps_low, eps_high): the ratio's clips (ppo_clip, gspo)
     ratio_cap: float | None = 4.0  # largest importance ratio to the policy that sampled; None: see the loss
     kl_coef: float = 0.0  # weight of the KL term to the reference policy; 0: no reference is loaded
     minibatches: int = 1  # optimizer steps a batch
@@ -67,6 +66,7 @@ class LearnerConfig:
             "lr": self.lr > 0,
             "weight_decay": self.weight_decay >= 0,
             "grad_clip": self.grad_clip > 0,
+            "clip": self.clip is None or min(self.clip) >= 0,
             "ratio_cap": self.ratio_cap is None or self.ratio_cap > 0,
             "kl_coef": self.kl_coef >= 0,
             "minibatches": self.minibatches >= 1,
@@ -87,13 +87,9 @@ class LearnerConfig:
 
     @property
     def eps(self) -> tuple[float, float]:
-        """(eps_low, eps_high) with the loss's defaults filled in."""
+        """(eps_low, eps_high): `clip`, or the loss's own."""
         name = self.loss if isinstance(self.loss, str) else ""
-        low, high = DEFAULT_EPS.get(name, (0.2, 0.2))
-        return (
-            low if self.eps_low is None else self.eps_low,
-            high if self.eps_high is None else self.eps_high,
-        )
+        return DEFAULT_EPS.get(name, (0.2, 0.2)) if self.clip is None else self.clip
 
 
 class Learner:

@@ -120,6 +120,7 @@ class LearnerActor:
                 dtype="bfloat16" if keys.dtype == "bfloat16" else self.config.server.dtype,  # the coarser
                 rank=rank,
                 adapters_only=self.adapters_only,
+                keep_kv=self.config.rollout.keep_kv,
             )
         elif self.connected != list(servers):
             self.weight_sync.replace_servers(list(servers.values()))

@@ -23,6 +23,17 @@ def test_fewer_than_sixty_keys_and_each_has_help():
         (["--rollout.top_p", "0.9"], "rollout.top_p .* whole distribution"),
         (["--rollout.top-k=40"], "rollout.top_k .* whole distribution"),
         (["--learner.weight_decay=0.1"], "kl_coef"),
+        (["--learner.eps_low", "0.2"], r"learner.eps_low .* learner.clip = \[low, high\]"),
+        (["--learner.eps-high=0.28"], "--learner.clip low,high"),
+        (["--learner.clip", "0.2"], "learner.clip: expected two numbers"),
+        (["--learner.clip", "0.2,0.28,0.3"], "learner.clip: expected two numbers"),
+        (["--learner.clip", "0.2,high"], "learner.clip: .*valid number"),
+        (["--learner.clip=-0.2,0.28"], "learner.clip: .*greater than or equal to 0"),
+        (["--rollout.keep_kv", "true", "--cluster.colocate", "true"], "rollout.keep_kv .* cluster.colocate"),
+        (
+            ["--rollout.keep_kv=true", "--server.addresses", "http://a:1"],
+            "keep_kv needs servers that the run",
+        ),
         (["--learner.estimator", "rlo"], "learner.estimator: expected one of grpo"),
         (["--server.context_tokens", "100", "--rollout.max_tokens", "100"], "no room for a prompt"),
         (["--name", "../escape"], "must stay inside runs/"),
@@ -80,15 +91,36 @@ def test_an_own_function_is_recorded_by_its_name():
         Config(learner={"loss": lambda *tensors: None})
 
 
+def test_a_clip_is_a_pair_in_a_flag_and_in_a_file(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("[learner]\nclip = [0.2, 0.28]\n")
+    assert load_config(path).learner.clip == (0.2, 0.28)
+    assert config("--learner.clip", "0.1,0.3").learner.clip == (0.1, 0.3)
+    assert config("--learner.clip=[0, 0.3]").learner.clip == (0.0, 0.3)
+    assert config().learner.clip is None
+    path.write_text("[learner]\neps_high = 0.28\n")
+    with pytest.raises(UsageError, match=r"learner.eps_high in .*c.toml: .*learner.clip = \[low, high\]"):
+        load_config(path)
+
+
+def test_completions_recompute_their_kv_unless_told_otherwise():
+    assert not config().rollout.keep_kv
+    assert config("--rollout.keep_kv", "true").rollout.keep_kv, "harmless where nothing is under way"
+    assert config("--max_staleness=2", "--rollout.keep-kv=true").rollout.keep_kv
+
+
 def test_missing_file():
     with pytest.raises(UsageError, match="no such config file"):
         load_config("nowhere.toml")
 
 
 def test_resolved_config_round_trips(tmp_path):
+    resolved = config(
+        "--seed", "5", "--rollout.stop", "a,b", "--learner.clip", "0.1,0.3", "--rollout.keep_kv=true"
+    )
     path = tmp_path / "config.toml"
-    path.write_text(config_toml(config("--seed", "5", "--rollout.stop", "a,b"), {"python": "3.11"}))
-    assert load_config(path) == config("--seed", "5", "--rollout.stop", "a,b")
+    path.write_text(config_toml(resolved, {"python": "3.11"}))
+    assert load_config(path) == resolved
 
 
 def test_frozen():

@@ -25,6 +25,7 @@ from tiny_learner import (
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from reasoner.batch import select_rollouts
+from reasoner.config import Config
 from reasoner.errors import UsageError
 from reasoner.learner import Learner, LearnerConfig
 from reasoner.losses import PolicyTensors, cispo
@@ -159,7 +160,7 @@ def test_what_is_rewarded_becomes_likelier(model_dir):
 def test_pi_prox_is_the_policy_that_met_the_batch(model_dir):
     """With several minibatches the second one's ratio is to the policy before the first step, not to 1."""
     batch = on_policy_batch(model_dir)
-    settings = {"loss": "ppo_clip", "eps_low": 0.0, "eps_high": 0.0, "lr": 5e-2, "ratio_cap": None}
+    settings = {"loss": "ppo_clip", "clip": (0.0, 0.0), "lr": 5e-2, "ratio_cap": None}
     one, three = learner(model_dir, **settings), learner(model_dir, **settings, minibatches=3)
     met = np.where(batch.action_mask, np.concatenate(three.score(token_ids())), 0)
     first, second = one.update(batch), three.update(batch)
@@ -307,8 +308,14 @@ def test_an_own_loss_and_its_stats(model_dir):
 
 def test_config():
     assert LearnerConfig(loss="gspo").eps == (3e-4, 4e-4)
-    assert LearnerConfig(loss="ppo_clip", eps_high=0.5).eps == (0.2, 0.5)
-    for wrong in ({"lr": 0.0}, {"minibatches": 0}, {"dtype": "float16"}, {"grad_clip": -1.0}):
+    assert LearnerConfig(loss="ppo_clip", clip=(0.1, 0.5)).eps == (0.1, 0.5)
+    for wrong in (
+        {"lr": 0.0},
+        {"minibatches": 0},
+        {"dtype": "float16"},
+        {"grad_clip": -1.0},
+        {"clip": (0.2, -1.0)},
+    ):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             LearnerConfig(**wrong)
     with pytest.raises(UsageError, match="unknown loss"):
@@ -318,6 +325,9 @@ def test_config():
         lr, loss, unrelated = 0.5, "gspo", "ignored"
 
     assert LearnerConfig.of(Section()) == LearnerConfig(lr=0.5, loss="gspo")
+    configured = LearnerConfig.of(Config(learner={"loss": "ppo_clip", "clip": [0.1, 0.4]}).learner)
+    assert configured.eps == (0.1, 0.4)
+    assert LearnerConfig.of(Config(learner={"loss": "ppo_clip"}).learner).eps == (0.2, 0.28)
 
 
 def test_logits_that_are_not_a_plain_product_are_refused(tmp_path):

@@ -1,13 +1,16 @@
 """The order of a sync, the comparison and the fates of servers, with servers made of numpy."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
 import torch
 
+from reasoner.config import Config
 from reasoner.errors import ServerError, UsageError, WeightSyncError
+from reasoner.learner_actor import LearnerActor
 from reasoner.weight_channel import ALIGNMENT, SharedMemoryChannel
 from reasoner.weight_sync import ServersFailed, Tolerance, WeightSync, compare_logprobs, probe_sequences
 from rollouts.control import ServerControl, control
@@ -78,6 +81,7 @@ class FakeServer(ServerControl):
 
     def pause(self, clear_cache, keep_kv=False):
         self.calls.append(f"pause {clear_cache}")
+        self.kept_kv = keep_kv
 
     def resume(self, version):
         self.calls.append("resume")
@@ -98,12 +102,16 @@ class FakeServer(ServerControl):
         return 1
 
 
-def sync_for(model, *servers, **kwargs):
+def score_with(model):
     def score(token_ids):
         table = model.embed.weight.detach().numpy()
         return [logprobs(table, ids) for ids in token_ids]
 
-    return WeightSync(list(servers), score=score, **kwargs)
+    return score
+
+
+def sync_for(model, *servers, **kwargs):
+    return WeightSync(list(servers), score=score_with(model), **kwargs)
 
 
 def test_one_sync_in_order_and_the_second_does_not_connect_again():
@@ -122,6 +130,20 @@ def test_one_sync_in_order_and_the_second_does_not_connect_again():
     sync.sync(model, 2)
     assert server.calls == order
     np.testing.assert_array_equal(server.table, model.embed.weight.detach().numpy())
+
+
+@pytest.mark.parametrize("keep_kv", [False, True])
+def test_the_configuration_says_whether_completions_keep_their_kv(keep_kv):
+    model, server = Model(), FakeServer()
+    actor = LearnerActor()
+    actor.config = Config(max_staleness=1, rollout={"keep_kv": keep_kv})
+    actor.learner = SimpleNamespace(
+        model=model, ranks=SimpleNamespace(rank=0), lead_score=score_with(model), release=lambda: None
+    )
+    actor.transfer, actor.adapters_only = "shared_memory", False
+    actor.peers, actor.connected = [], []
+    assert actor.sync(1, {"a": server}).version == 1
+    assert server.kept_kv is keep_kv
 
 
 def test_a_tied_head_travels_once_and_dtypes_are_kept():
