@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from served import check_answers_as_in_training, check_the_cards_request, served
 
 from reasoner.replay import describe, replay
 
@@ -123,6 +124,12 @@ def test_a_run_keeps_the_contract_and_resumes(tmp_path):
     split = json.loads((tmp_path / "eval.json").read_text())["splits"]["held_out"]
     assert (split["problems"], split["samples"]) == (8, 2), "problems are the run's, samples the option's"
     assert split.keys() >= {"pass@k", "ci95", "flops_per_sample", "flops_per_correct", "self_corrected_rate"}
+
+    exported = run("export", str(path), "--checkpoint=6", "--out=served-model", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    with served(tmp_path / "served-model") as client:
+        assert check_answers_as_in_training(client, path, 6, "served-model") >= 4 * 4
+        check_the_cards_request(client, path, tmp_path / "served-model")
     assert not leftovers(tmp_path), "nothing is left running"
 
 
@@ -197,12 +204,21 @@ def test_a_verifier_that_raises_stops_saved_with_its_message(tmp_path):
     assert more.returncode == 0, more.stdout + more.stderr
 
 
-def test_a_plug_in_verifier_decides_the_reward(tmp_path):
-    (tmp_path / "mine.py").write_text("def short(completion, task):\n    return len(completion) < 12\n")
+def test_a_plug_in_verifier_decides_the_reward_and_what_it_cannot_judge_is_said(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def short(completion, task):\n"
+        "    if len(completion) > 16:\n"
+        "        raise ValueError('too long for me')\n"
+        "    return len(completion) < 12\n"
+    )
     flags = ["--name=p", "--steps=1", "--verifier", "mine:short", *SMALL]
     done = run("train", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 0 < metrics(tmp_path / "runs" / "p")[1]["reward_mean"] <= 1
+    (line,) = metrics(tmp_path / "runs" / "p")[1:]
+    assert 0 < line["reward_mean"] <= 1 and line["verifier_errors"] > 0
+    said = " ".join((done.stdout + done.stderr).split())
+    assert said.count("could not be judged") == 1
+    assert "error: ValueError: too long for me (mine.py:3)" in said
 
 
 @pytest.mark.parametrize(
