@@ -26,7 +26,7 @@ def test_tensorboard_alone_without_variables(tmp_path):
 
 
 def test_the_tracker_in_the_docs_works(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(import csv.*?)```", DOCS.read_text(), re.S)
+    (code,) = re.findall(r"```python\n# my_tracker.py\n(import csv.*?)```", DOCS.read_text(), re.S)
     assert len(code.splitlines()) < 20
     (tmp_path / "csv_tracker.py").write_text(code)
     monkeypatch.setenv("REASONER_TRACKERS", f"{tmp_path}/csv_tracker.py:CsvTracker")
