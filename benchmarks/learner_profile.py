@@ -103,8 +103,8 @@ def run(model: str, *, operations: int, settings: dict[str, Any]) -> tuple[list[
         print(events.table(sort_by="self_cpu_time_total", row_limit=operations, max_name_column_width=50))
     suffix = "" if model == "smollm2" else f"_{model}"
     found = {f"learner_{kind}_share{suffix}": share for kind, share in shares(events).items()}
-    figures = [Figure(name, share, "of operations") for name, share in found.items()]
-    figures.append(Figure(f"learner_python_share{suffix}", python, "of update"))
+    figures = [Figure(name, share, "share") for name, share in found.items()]
+    figures.append(Figure(f"learner_python_share{suffix}", python, "share"))
     return figures, {**details, **settings, "rollouts": batch.num_rollouts, "tokens": batch.num_tokens}
 
 

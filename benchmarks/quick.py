@@ -62,11 +62,11 @@ def short_run() -> tuple[list[Figure], dict[str, object]]:
     shares = cpu / wall
     figures = [
         Figure("start_to_first_step_s", seen[1][0] - started, "s"),
-        Figure("loop_python_share", float(shares.mean()), "of step", shares.min(), shares.max()),
+        Figure("loop_python_share", float(shares.mean()), "share", shares.min(), shares.max()),
     ]
     for phase in PHASES:
         parts = [line["seconds"][phase] / line["seconds"]["total"] for line in lines]
-        figures.append(Figure(f"{phase}_share", float(np.mean(parts)), "of step", min(parts), max(parts)))
+        figures.append(Figure(f"{phase}_share", float(np.mean(parts)), "share", min(parts), max(parts)))
     totals = [line["seconds"]["total"] for line in lines]
     figures.append(Figure("step_s", float(np.median(totals)), "s", min(totals), max(totals)))
     return figures, {"steps": len(lines), "seconds": [line["seconds"] for line in lines]}

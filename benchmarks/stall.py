@@ -177,7 +177,7 @@ def _summary(rates: np.ndarray, losses: list[Loss], window_s: float) -> tuple[li
             f"  {name:10} {seconds * 1e3:7.1f} ms  {seconds / window_s:7.2%} of a window of {window_s:.3g} s"
         )
     figures = [
-        Figure("sync_stall_share", share, "of tokens", float(shares.min()), float(shares.max())),
+        Figure("sync_stall_share", share, "share", float(shares.min()), float(shares.max())),
         Figure("sync_lost_s", median["total"], "s", *_range([loss.total for loss in losses])),
     ]
     details = {

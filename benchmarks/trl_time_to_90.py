@@ -66,16 +66,16 @@ def figures(ours: Mapping[int, Reached], trl: Mapping[float, Mapping[int, Reache
         return []
     best = min(trl, key=lambda lr: (_missing(trl[lr], seeds), _median(trl[lr], seeds)))
     sides = {"ours": ours, "trl": trl[best]}
-    found = [Figure("time_to_90_trl_lr", best, "")]
+    found = [Figure("time_to_90_trl_lr", best, "lr"), Figure("time_to_90_seeds", len(seeds), "runs")]
     for name, side in sides.items():
         found += [
             _spread(f"time_to_90_{name}", [side[s].seconds for s in seeds], "s"),
             _spread(f"steps_to_90_{name}", [side[s].steps for s in seeds], "steps"),
             _spread(f"time_to_90_step_{name}", [side[s].step_s for s in seeds], "s"),
-            Figure(f"runs_not_at_90_{name}", _missing(side, seeds), f"of {len(seeds)}"),
+            Figure(f"runs_not_at_90_{name}", _missing(side, seeds), "runs"),
         ]
     if not _missing(ours, seeds):
-        bound = "ratio" if not _missing(trl[best], seeds) else "ratio (at least)"
+        bound = "ratio" if not _missing(trl[best], seeds) else "ratio_at_least"
         ratios = [trl[best][s].seconds / ours[s].seconds for s in seeds]
         found.insert(0, _spread("time_to_90_vs_trl", ratios, bound))
     return found

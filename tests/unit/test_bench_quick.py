@@ -59,3 +59,11 @@ def test_what_make_bench_measures_at_length_is_a_short_version_here():
     for benchmark, *_ in quick.SHORTENED:
         assert f"-m benchmarks.{benchmark}" in makefile
     assert "-m benchmarks.rollout" not in makefile, "else it is to be shortened, too"
+
+
+def test_a_figure_is_a_line_of_words():
+    line = figures.Figure("busy_share", 0.5, "share", 0.25, 0.75).line()
+    assert line.split() == ["figure", "busy_share", "0.5", "share", "0.25", "0.75"]
+    for unit in ("of time", ""):
+        with pytest.raises(ValueError, match="one word"):
+            figures.Figure("busy_share", 0.5, unit)

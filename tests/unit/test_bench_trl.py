@@ -71,7 +71,8 @@ def test_runs_that_do_not_get_there_are_shown_as_such():
     assert found["time_to_90_trl_lr"].value == 1e-3
     assert found["time_to_90_vs_trl"].value == 10.0 and found["time_to_90_vs_trl"].unit == "ratio"
     found = {f.name: f for f in figures(ours, {3e-4: slow})}
-    assert found["time_to_90_vs_trl"].unit == "ratio (at least)" and found["time_to_90_vs_trl"].low == 15.0
-    assert found["runs_not_at_90_trl"].line() == "figure runs_not_at_90_trl 1 of 2"
+    assert found["time_to_90_vs_trl"].unit == "ratio_at_least" and found["time_to_90_vs_trl"].low == 15.0
+    assert found["runs_not_at_90_trl"].line() == "figure runs_not_at_90_trl 1 runs"
+    assert found["time_to_90_seeds"].value == 2
     assert "time_to_90_vs_trl" not in {f.name for f in figures(slow, {3e-4: fast})}
     assert figures({0: ours[0]}, {3e-4: {}}) == [], "nothing to compare yet"
