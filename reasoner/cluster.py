@@ -102,9 +102,9 @@ class Processes:
         except ray.exceptions.GetTimeoutError:
             raise ServerError(f"a vLLM server did not {what} within {TURN_S:.0f} s") from None
 
-    def tokens_generated(self) -> int:
-        """Tokens our own servers have sampled so far: whether a slow run is alive."""
-        return sum(stats.tokens_generated for stats in self._stats().values())
+    def tokens_generated(self) -> dict[str, int]:
+        """Tokens that each of our own serving servers has sampled so far: whether a slow run is alive."""
+        return {key: stats.tokens_generated for key, stats in self._stats().items()}
 
     def busy_s(self) -> dict[str, float]:
         """Seconds that the engine of each of our own serving servers has been at work."""

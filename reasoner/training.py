@@ -275,8 +275,10 @@ class Loop:
             watch.check(rounds)
 
     def _stall_watch(self, waiting: Callable[[], str]) -> StallWatch:
-        tokens = None if self.config.server.addresses else self.processes.tokens_generated
-        return StallWatch(tokens, lambda: f"{waiting()} (logs: {self.run_.log_dir})")
+        server = self.config.server
+        tokens = None if server.addresses else self.processes.tokens_generated
+        message = lambda: f"{waiting()} (logs: {self.run_.log_dir})"  # noqa: E731
+        return StallWatch(tokens, message, server.startup_timeout_s)
 
     def _admit(self) -> None:
         self.queue.serving = self.learner.last_sync.version

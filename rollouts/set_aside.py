@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.core.sched.interface import PauseState
-
 from rollouts.requests import Request
 
 PROBE_BLOCKS = 64  # of the KV cache, kept free: more than the probe's eight short sequences need
@@ -25,7 +23,8 @@ class SetAside:
 
     def take(self, live: dict[str, Request]) -> None:
         """Of `live`, those that have sampled a token and still hold its KV: they leave `live`. Where they
-        fill the whole cache the last ones stay, to be computed again: the probe needs some room."""
+        fill the whole cache the last ones stay, to be computed again: the probe needs some room. Blocks that
+        they share with others, of a group's prompt, make no room."""
         scheduler = self._core.engine_core.scheduler
         cache = scheduler.kv_cache_manager
         short_of = PROBE_BLOCKS - cache.block_pool.get_num_free_blocks()
@@ -34,7 +33,7 @@ class SetAside:
             if mine is None or mine.probing or not mine.tokens:
                 continue
             if short_of > 0:
-                short_of -= len(cache.get_block_ids(request.request_id)[0])
+                short_of -= sum(b.ref_cnt == 1 for b in cache.get_blocks(request.request_id).blocks[0])
                 continue
             self._running.insert(0, request)
             self.requests[request.request_id] = live.pop(request.request_id)
@@ -54,6 +53,8 @@ class SetAside:
 
     def finish_steps(self) -> list[Any]:
         """Outputs of steps that are under way (asynchronous scheduling); no new ones begin."""
+        from vllm.v1.core.sched.interface import PauseState
+
         core, outputs = self._core.engine_core, []
         core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
         while core.batch_queue:
