@@ -7,6 +7,7 @@ it cannot drive the terminal. Leaving the `with` block, also by an exception, re
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ from rich.text import Text
 
 from reasoner.metrics import PHASES
 from reasoner.types import Rollout
+
+log = logging.getLogger(__name__)
 
 _PHASE_COLOURS = dict(zip(PHASES, ("cyan", "magenta", "green", "yellow", "bright_black"), strict=True))
 _STATUS_COLOURS = {"correct": "bold green", "wrong": "bold red"}
@@ -80,7 +83,8 @@ class Display:
             self._live.refresh()
 
     def message(self, text: str) -> None:
-        """Prints a line that stays, above the live panel."""
+        """Prints a line that stays, above the live panel, and in logs/driver.log too."""
+        log.info("%s", text)
         self._console.print(text, markup=False)
 
     def update(

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from reasoner.display import Display, compact, duration, excerpt, plain_line, printable, shares, sparkline
+from reasoner.logs import log_file
 from reasoner.types import Rollout, Task, Verdict
 
 SECONDS = {"rollout": 2.0, "verify": 0.05, "learn": 0.9, "sync": 0.1, "wait": 0.3, "total": 3.35}
@@ -88,6 +89,12 @@ def test_sampled_text_cannot_drive_the_terminal_nor_the_markup():
 def test_a_terminal_without_unicode_gets_ascii():
     text = shown(display_encoding="ascii", metrics=step(1), sample=sample("π → ∞"), prompt_text="é\n")
     assert "? ? ?" in text and "held-out pass@1" in text
+
+
+def test_messages_such_as_alarms_are_in_the_log_too(tmp_path):
+    with log_file(tmp_path / "driver.log"), Display(10, console=Console(file=io.StringIO())) as display:
+        display.message("the policy has stopped exploring: 100 %")
+    assert "the policy has stopped exploring: 100 %" in (tmp_path / "driver.log").read_text()
 
 
 def test_without_a_terminal_there_is_one_line_a_step():
