@@ -126,6 +126,12 @@ class LearnerClient:
         if self._under_way is None and servers:
             self._begin(version, servers)
 
+    def settle(self, version: int) -> None:
+        """Waits for the end of a sync that is under way: no server that missed `version` serves any more,
+        also when the learner has died of it."""
+        self.poll_sync(wait=True)
+        self.refit(version)
+
     def _begin(self, version: int, servers: Mapping[str, Replica]) -> None:
         """A sync that nobody waits for, of a learner that does nothing else."""
         handles = _handles(servers)

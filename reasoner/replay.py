@@ -161,10 +161,10 @@ def _judge_unused(run: Path, configs: Sequence[tuple[int | None, Config]], judge
 
 
 def _other_verifiers(configs: Sequence[tuple[int | None, Config]], config: Config) -> list[Config]:
-    """The configurations before `config` that had another verifier, the latest first."""
-    all_of_them = [c for _, c in configs]
-    before = all_of_them[: all_of_them.index(config)]
-    return [c for c in reversed(before) if c.verifier != config.verifier]
+    """The configurations, before the last equal to `config`, that had another verifier, the latest first."""
+    latest_first = [c for _, c in reversed(configs)]
+    before = latest_first[latest_first.index(config) + 1 :]
+    return [c for c in before if c.verifier != config.verifier]
 
 
 def describe(result: Replay) -> Iterator[str]:

@@ -337,7 +337,7 @@ class Loop:
     def evaluate(self) -> dict[str, Any]:
         """pass@1 and what goes with it on the held-out and the out-of-distribution split."""
         config, result = self.config.eval, {}
-        self.learner.poll_sync(wait=True)
+        self.learner.settle(self.queue.version)
         for split in SPLITS:
             tasks = self.source.split(split, config.problems)
             if not tasks:

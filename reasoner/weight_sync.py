@@ -1,16 +1,15 @@
 """Weights from the learner to every vLLM server, and the proof that they arrived.
 
-One sync: pause (requests are kept, their KV is forgotten) -> vLLM's weight-transfer protocol -> the new
-policy version -> the logprob probe -> resume. The probe compares what a server computes for a few fixed
-token sequences with what the learner computes, teacher-forced and for one freshly sampled token, so that
-wrong weights, a stale tied head, a stale prefix cache and a wrong temperature all show. While the learner
-compares, servers sample on, but hand out no completion. A server that fails the probe is not resumed: what
-it sampled is lost, and it rejects requests until a later sync succeeds.
+One sync: pause (requests are kept; their KV is forgotten, unless `keep_kv`) -> vLLM's weight-transfer
+protocol -> the new policy version -> the logprob probe -> resume. The probe compares what a server computes
+for a few fixed token sequences with what the learner computes, teacher-forced and for one freshly sampled
+token, so that wrong weights, a stale tied head, a stale prefix cache and a wrong temperature all show. While
+the learner compares, servers sample on, but hand out no completion. A server that fails the probe is not
+resumed: what it sampled is lost, and it rejects requests until a later sync succeeds.
 
 On CPUs the weights travel through memory mapped by both sides (`rollouts.transfer`), and through Ray's object
 store to servers on other nodes; this module needs no vLLM for that, which saves the learner seconds of
-imports. `nccl` and `ipc` use vLLM's own trainer
-engines (not run here: no GPU).
+imports. `nccl` and `ipc` use vLLM's own trainer engines (not run here: no GPU).
 """
 
 from __future__ import annotations

@@ -40,7 +40,6 @@ from rollouts.set_aside import SetAside
 logger = logging.getLogger(__name__)
 
 STEPS_KEPT = 4096
-
 StopCheck = Callable[[list[int]], bool]
 
 

@@ -23,7 +23,7 @@ from reasoner.errors import UsageError
 from reasoner.journal import Journal
 from reasoner.learner import Learner, LearnerConfig
 from reasoner.metrics import MetricsWriter, read_metrics, step_metrics
-from reasoner.replay import describe, replay
+from reasoner.replay import _other_verifiers, describe, replay
 from reasoner.rollout_files import read_table, step_path, write_table
 from reasoner.types import Group, Rollout, SamplingParams, Task, Verdict
 from reasoner.update import lr_scale, prepare_update, select_groups
@@ -265,6 +265,13 @@ def test_another_fingerprint_means_a_tolerance(run):
     change_row(run, 2, "learner_logprobs", lambda v: [*v[:-1], v[-1] + 1])
     first = replay(run).updates.first
     assert first.step == 2 and first.difference == pytest.approx(1, abs=1e-3)
+
+
+def test_a_verifier_that_was_in_force_twice_has_the_one_between_before_it():
+    mine, other = Config(), Config(verifier={"name": "strict:never"})
+    assert _other_verifiers([(2, mine), (4, other), (None, mine)], mine) == [other]
+    assert _other_verifiers([(2, mine), (None, other)], mine) == []
+    assert _other_verifiers([(2, mine), (None, other)], other) == [mine]
 
 
 def test_another_verifier_says_what_the_rewards_would_have_been(run, tmp_path, monkeypatch):
