@@ -163,9 +163,10 @@ class Fleet:
         replica.failures = 0
 
     def synced(self, replica: Replica, version: int) -> None:
-        """It was proved to hold the weights of `version`."""
+        """It was proved to hold the weights of `version`. One that was late with its answer because it loaded
+        them has answered with that: to sync it again would only make it late again."""
         replica.version = max(version, replica.version)
-        if replica.state is State.SYNCING:
+        if replica.state in (State.SYNCING, State.SUSPECT):
             self._enter(replica, State.SERVING, f"policy version {version}")
 
     def outdated(self, version: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from reasoner.errors import ServerError, ServerLost, UsageError
 from rollouts import fleet as fleet_module
-from rollouts.fleet import DEAD_AFTER_S, SUSPECT_AFTER_S, Fleet, State
+from rollouts.fleet import DEAD_AFTER_S, HEARTBEAT_S, SUSPECT_AFTER_S, Fleet, State
 
 
 class Handle:
@@ -92,6 +92,25 @@ def test_a_server_serves_only_after_its_sync(world):
     assert w.states() == ["syncing", "syncing"] and w.fleet.pick() is None
     w.fleet.synced(w.replicas[1], 4)
     assert w.states() == ["syncing", "serving"] and w.fleet.pick() is w.replicas[1]
+
+
+def test_a_server_that_is_late_because_it_loads_weights_serves_after_that_sync(world):
+    """A load of more than `SUSPECT_AFTER_S` must not make every sync two."""
+    w = world(needs_sync=True)
+    w.settle()
+    for replica in w.replicas:
+        w.fleet.synced(replica, 4)
+    w.replicas[0].handle.answers.clear()
+    w.settle(HEARTBEAT_S)
+    w.settle(SUSPECT_AFTER_S + 1)
+    assert w.states() == ["suspect", "serving"]
+    w.fleet.synced(w.replicas[0], 5)
+    w.fleet.synced(w.replicas[1], 5)
+    w.fleet.outdated(5)
+    assert w.states() == ["serving", "serving"]
+    w.replicas[0].handle.answers.set()
+    w.settle(1)
+    assert w.states() == ["serving", "serving"]
 
 
 def test_what_needs_no_sync_serves_when_healthy(world):
