@@ -283,7 +283,7 @@ def test_completions_may_keep_their_kv_over_a_weight_update_and_nobody_else_gets
     before = ray.get(fresh.actor.stats.remote())
 
     async def scenario():
-        begun = asyncio.create_task(fresh.sampler.generate([prompt] * 70, params))  # 64 at once
+        begun = asyncio.create_task(fresh.sampler.generate([prompt] * 200, params))  # 64 at once
         while (await fresh.actor.stats.remote()).tokens_generated < before.tokens_generated + 500:
             await asyncio.sleep(0.01)
         change_weights(fresh.model, 0.05)
