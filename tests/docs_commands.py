@@ -56,6 +56,7 @@ RULES = (
     Rule(r"reasoner train", How.CHECK, "each would cost half a minute; one is run"),
     Rule(EVAL, How.RUN, small="--problems 4 --samples 2"),
     Rule(r"reasoner eval .*(gsm8k|--endpoint)", How.PARSE, "needs a hub, or somebody's server"),
+    Rule(r"reasoner eval runs/mixture", How.PARSE, "compares with an evaluation of those tasks"),
     Rule(r"reasoner eval", How.CHECK, "each would cost half a minute; one is run"),
     Rule(r"reasoner doctor", How.PARSE, "20 s of imports; tests/unit/test_doctor.py has every check"),
     Rule(r"reasoner replay .*--from", How.RUN, small="--from 2 --to 3"),
@@ -124,8 +125,9 @@ def commands() -> Iterator[Command]:
         if block.language == "console" or any(line.startswith("$ ") for line in lines):
             yield from _console(block, lines)
         elif block.language in ("bash", "sh") or any(_program(line) in PROGRAMS for line in lines):
+            variables: dict[str, str] = {}
             for line, number in _numbered(lines, block.line):
-                yield from _commands(block.page, number, line)
+                yield from _commands(block.page, number, line, variables=variables)
 
 
 def inline_commands() -> Iterator[Command]:
@@ -174,12 +176,19 @@ def _program(line: str) -> str:
     return words[0].removeprefix(".venv/bin/") if words else ""
 
 
-def _commands(page: str, number: int, line: str, output: str = "") -> Iterator[Command]:
+def _commands(
+    page: str, number: int, line: str, output: str = "", variables: dict[str, str] | None = None
+) -> Iterator[Command]:
+    """The commands of a line. `variables` are the shell's: a line of assignments alone adds to them."""
+    variables = {} if variables is None else variables
     for part in re.split(r" && |; ", re.sub(r"\s+#\s.*$", "", line)):
         words = shlex.split(part)
         environment = {}
         while words and re.match(r"[A-Z_]+=", words[0]):
             name, _, environment[name] = words.pop(0).partition("=")
-        if words:
+        if not words:
+            variables.update(environment)
+        else:
+            words = [re.sub(r"\$(\w+)", lambda m: variables.get(m[1], m[0]), word) for word in words]
             words[0] = words[0].removeprefix(".venv/bin/")
             yield Command(page, number, shlex.join(words), environment, output)

@@ -36,7 +36,7 @@ STAND_INS = (
     (r"runs/(NAME|quick|tour|coin|constant)\b", "runs/first"),
     (r"(?<=replay )sync\b", "runs/first"),
     (r"step_\d{6}\b", "step_000002"),
-    (r"evals/[\w*-]+", "runs/first/eval/EVALUATION"),
+    (r"(?<!--out )evals/[\w*-]+", "runs/first/eval/EVALUATION"),
 )
 FILES = {
     "my_module.py": "def strict(completion, task):\n    return task.references[0] in completion\n",
