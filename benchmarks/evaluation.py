@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--num-seqs", type=int, default=512)
     args = vars(parser.parse_args())
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     ours, theirs = run(**args)
     details = {**args, "tokens_per_s": {"ours": ours, "offline": theirs}}
     report("evaluation", [ratio("eval_vs_vllm", ours, theirs)], details)

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = vars(parser.parse_args())
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     figures, details = run(args.pop("model"), **args)
     report("rollout", figures, details)
 

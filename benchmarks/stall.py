@@ -71,7 +71,7 @@ def stall(
     config = Config(model=name, max_staleness=2, server=ServerKeys(max_num_seqs=max_num_seqs))
     source = resolve_model(name)
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         with tempfile.TemporaryDirectory() as logs:
             actor = start_server(

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--lora-rank", type=int, default=0)
     args = parser.parse_args()
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     model_path, settings = str(resolve_model(args.model).path), {"repeats": args.repeats, "dtype": args.dtype}
     if args.lora_rank:
         report("sync_lora", *run_lora(model_path, rank=args.lora_rank, **settings))

@@ -359,7 +359,7 @@ RAY_SCRIPT = """
 import json, os, pickle, signal, sys
 import ray
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 @ray.remote

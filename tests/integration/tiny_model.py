@@ -24,7 +24,7 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     ray._private.utils.get_dashboard_dependency_error = lambda: ImportError("not needed here")
     ray.shutdown()  # any Ray call of an earlier test, or of a thread it left, may have connected this process
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 def make_model(path: Path, end: int | None = END) -> str:
