@@ -61,7 +61,7 @@ train: install ## the main job: train the embedded model (ARGS="--seed 1 ...")
 
 test: install ## unit and integration tests and a short chaos run (at most 20 minutes on 2 cores)
 	-@$(MAKE) --no-print-directory peers # without a network their tests are skipped, and say so
-	$(PY) -m pytest --timeout 300 --session-timeout 1500 -m 'not long' tests/unit tests/integration tests/chaos $(ARGS)
+	$(PY) -m pytest --timeout 300 --session-timeout 3000 -m 'not long' tests/unit tests/integration tests/chaos $(ARGS)
 
 test-unit: install ## the fast tests only
 	$(PY) -m pytest --timeout 60 tests/unit $(ARGS)
