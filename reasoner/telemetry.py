@@ -16,6 +16,8 @@ from prometheus_client.registry import Collector
 from reasoner.errors import UsageError
 from rollouts.fleet import Fleet
 
+LOOPBACK = "127.0.0.1"
+
 
 class Telemetry(Collector):
     """Holds the newest line of metrics and, once there are any, the fleets; read by the endpoint's thread."""
@@ -52,10 +54,10 @@ class Telemetry(Collector):
         if not port:
             yield
             return
-        registry = CollectorRegistry()
-        registry.register(self)
+        collectors = CollectorRegistry()
+        collectors.register(self)
         try:
-            server, thread = start_http_server(port, addr="127.0.0.1", registry=registry)
+            server, thread = start_http_server(port, LOOPBACK, collectors)
         except OSError as error:
             raise UsageError(f"--metrics-port {port}: {error.strerror}") from None
         try:
