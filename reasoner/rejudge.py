@@ -59,6 +59,11 @@ class Rewards:
     confusion: Counter[tuple[str, str]] = field(default_factory=Counter)
     steps: list[dict[str, Any]] = field(default_factory=list)  # means of each step
 
+    @property
+    def contradicted(self) -> list[Disagreement]:
+        """The disagreements with a recorded verdict: `error` is none, it says that there was no answer."""
+        return [d for d in self.disagreements if d.recorded.status != "error"]
+
     def add(self, step: int | None, groups: Sequence[Group], found: Sequence[Sequence[Verdict]]) -> None:
         """Compares the verdicts of one step; rollouts without a recorded verdict are left out."""
         pairs = []

@@ -48,7 +48,7 @@ class Replay:
         """Nothing diverged (with another verifier there is nothing that could)."""
         if self.counterfactual:
             return True
-        same_rewards = self.rewards is None or not self.rewards.disagreements
+        same_rewards = self.rewards is None or not self.rewards.contradicted
         return same_rewards and (self.updates is None or self.updates.first is None)
 
     def to_json(self) -> dict[str, Any]:
@@ -190,12 +190,15 @@ def _describe_rewards(rewards: Rewards | None) -> Iterator[str]:
     if rewards is None:
         yield "rewards       not verified again: the verifier was a Python object (name one with --verifier)"
         return
-    wrong = len(rewards.disagreements)
+    wrong = len(rewards.contradicted)
     verdict = f"{wrong} DIFFER" if wrong else "all the same"
     yield f"rewards       {rewards.checked} verified again by {', '.join(rewards.verifiers)}: {verdict}"
+    without = len(rewards.disagreements) - wrong
+    if without:
+        yield f"              {without} had no verdict (error) and have one now"
     changed = sum(n for (old, new), n in rewards.confusion.items() if old != new)
-    if changed > wrong:
-        yield f"              {changed - wrong} have another status and the same reward"
+    if changed > wrong + without:
+        yield f"              {changed - wrong - without} have another status and the same reward"
     yield from _shown(rewards)
 
 

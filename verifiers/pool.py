@@ -4,7 +4,8 @@ Each worker is a fresh interpreter that imports the verifier and nothing of its 
 works in a driver with threads, in an event loop and inside a Ray worker alike. An item that runs past
 its deadline is killed by a kernel timer armed in the worker when the item began (waiting in the queue
 does not count); a second deadline here catches a worker that disarmed the first. What one item breaks,
-the others do not see: the worker is respawned and goes on with the next item. Workers die with the
+the others do not see: the worker is respawned and goes on with the next item. When somebody else killed
+the worker (an operator, the kernel short of memory), the item is tried once more. Workers die with the
 process that owns the pool, also when that one is killed with SIGKILL.
 """
 
@@ -40,6 +41,7 @@ SEND_TIMEOUT_S = 60.0  # for a process to read what it is to verify
 GRACE_S = 0.5  # after the worker's own deadline
 READ_BYTES = 1 << 18
 COLLECT_S = 0.002  # answers that follow one another this closely are collected together
+KILLED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # exit codes
 BUSY_SHARE = 0.5  # of the deadline spent on the CPU: the answer, not the machine, was slow
 
 _BOOT = (
@@ -87,6 +89,7 @@ class _Process:
         self._lines: deque[bytes] = deque()  # answers read, but not yet asked for
         self._rest = b""  # the beginning of the next one
         self.cpu_s = 0.0  # of the process, when it last answered
+        self.killed = False  # by somebody else
         hello = {"verifier": payload, "timeout_s": timeout_s, "memory_mib": memory_mib}
         self._starting = True
         self.connection.send_bytes(pickle.dumps(hello))
@@ -145,6 +148,7 @@ class _Process:
         except (ChildProcessError, ProcessLookupError):
             return self.popen.poll(), 0.0
         self.popen.returncode = os.waitstatus_to_exitcode(status)
+        self.killed = not running and self.popen.returncode in KILLED
         cpu_s = max(0.0, usage.ru_utime + usage.ru_stime - self.cpu_s)
         return (None if running else self.popen.returncode), cpu_s
 
@@ -312,6 +316,7 @@ class VerifierPool:
     def _run(self, job: _Job, process: _Process) -> tuple[list[Any], _Process]:
         """All answers of a job, and the process that lived to the end of it."""
         answers: list[Any] = []
+        spared = -1  # the item that is tried once more
         whole = self.verifier.batched or getattr(self.verifier, "is_async", False)
         while len(answers) < len(job.completions):
             done = len(answers)
@@ -330,7 +335,9 @@ class VerifierPool:
             if self._cancelled:
                 raise CancelledError
             if len(answers) < len(job.completions):
-                if blamed is not None:
+                if process.killed and spared != len(answers):
+                    spared = len(answers)
+                elif blamed is not None:
                     spread = len(job.completions) - done if whole and isinstance(job.task, Task) else 1
                     answers.extend([_failed(job.kind, blamed)] * spread)
                 process = self._replace(process)

@@ -315,6 +315,23 @@ def test_a_worker_that_dies_while_idle_is_replaced() -> None:
         assert pool.verify_group(["84"], TASK)[0].is_correct
 
 
+def test_an_item_whose_process_somebody_killed_is_tried_once_more(tmp_path) -> None:
+    tries = tmp_path / "tries"
+
+    def killed(completion: str, task: Task) -> bool:
+        if completion != "84":
+            with tries.open("a") as said:
+                said.write(completion)
+            if completion == "always" or tries.read_text().count(completion) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return True
+
+    with VerifierPool(killed) as pool:
+        statuses = [v.status for v in pool.verify_group(["84", "once", "always", "84", "twice"], TASK)]
+    assert statuses == ["correct", "correct", "error", "correct", "correct"]
+    assert tries.read_text() == "onceonce" + "alwaysalways" + "twicetwice"
+
+
 def test_a_worker_that_reads_nothing_does_not_hold_its_caller(monkeypatch) -> None:
     monkeypatch.setattr("verifiers.pool.SEND_TIMEOUT_S", 1)
     with VerifierPool("math", workers=1) as pool:

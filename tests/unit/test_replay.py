@@ -338,3 +338,15 @@ def test_rewards_nobody_has_used_yet_are_verified_too(run):
         )
     (found,) = replay(run).rewards.disagreements
     assert (found.step, found.group_index, found.rollout) == (None, 50, 0)
+
+
+def test_a_recorded_error_is_no_verdict_that_could_be_contradicted(run):
+    with Journal(run) as journal:
+        waiting = make_group(50, STEPS)
+        lost = replace(waiting.rollouts[0], verdict=Verdict.error("the verifier process died"))
+        journal.append_groups(
+            None, [replace(waiting, rollouts=(lost, *waiting.rollouts[1:]))], SamplingParams(16)
+        )
+    result = replay(run)
+    assert len(result.rewards.disagreements) == 1 and result.reproduced
+    assert any("1 had no verdict (error) and have one now" in line for line in describe(result))
