@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from reasoner.batch import select_rollouts
 from reasoner.config import Config
-from reasoner.errors import UsageError
+from reasoner.errors import ReasonerError, UsageError
 from reasoner.learner import Learner, LearnerConfig
 from reasoner.losses import PolicyTensors, cispo
 from reasoner.update_metrics import importance_metrics
@@ -254,6 +254,15 @@ def test_saved_directory_is_plain_hugging_face(model_dir, tmp_path):
     expected = [reference_logprobs(plain, ids).detach().numpy() for ids in token_ids()]
     for a, b in zip(trained.score(token_ids()), expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_policy_that_is_not_finite_is_not_saved(model_dir, tmp_path):
+    broken = learner(model_dir)
+    with torch.no_grad():
+        next(broken.model.parameters())[3, 1] = torch.inf
+    with pytest.raises(ReasonerError, match=r"embed_tokens.weight is not finite after 0 optimizer steps"):
+        broken.save(tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_resume_takes_the_settings_of_the_new_configuration(model_dir, tmp_path):
