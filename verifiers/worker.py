@@ -112,7 +112,7 @@ class Worker:
         while True:
             try:
                 kind, task, completions = pickle.loads(self.connection.recv_bytes())
-            except EOFError:
+            except (EOFError, ConnectionError):
                 return
             self.answer(kind, completions, task)
             self.items += len(completions)
