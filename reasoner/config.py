@@ -232,6 +232,15 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        if isinstance(given, Mapping):
+            sections = {key: value for key, value in given.items() if not isinstance(value, BaseModel)}
+            for key in _dotted(sections):
+                _check_known(key, {key for key, _, _ in config_keys()}, "Config")
+        return given
+
     @model_validator(mode="after")
     def _possible(self) -> Config:
         if self.rollout.group_size < 2 and self.learner.estimator in ("grpo", "dr_grpo", "rloo"):

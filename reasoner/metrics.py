@@ -232,11 +232,17 @@ class MetricsWriter:
     """Appends one JSON object a step to `run_dir/metrics.jsonl`, on disk when `write` returns.
 
     With `resume_step` the lines after that step (and a torn last line) are removed first; without it a file
-    that already holds lines is a `ReasonerError`. `trackers=None` means TensorBoard under the run directory.
+    that already holds lines is a `ReasonerError`. `trackers=None` means TensorBoard under the run directory;
+    `warn` hears of a tracker that fails, which is dropped.
     """
 
     def __init__(
-        self, run_dir: Path, trackers: Sequence[Tracker] | None = None, *, resume_step: int | None = None
+        self,
+        run_dir: Path,
+        trackers: Sequence[Tracker] | None = None,
+        *,
+        resume_step: int | None = None,
+        warn: Callable[[str], None] = log.warning,
     ) -> None:
         self.path = Path(run_dir) / "metrics.jsonl"
         self._last_step = -1
@@ -247,7 +253,7 @@ class MetricsWriter:
             fsync_directory(self.path.parent)
             if trackers is None:
                 trackers = [TensorBoardTracker(self.path.parent / "tensorboard", resume_step)]
-        self._trackers = list(trackers)
+        self._trackers, self._warn = list(trackers), warn
 
     def _prepare(self, resume_step: int | None) -> None:
         entries = read_metrics(self.path.parent)
@@ -293,7 +299,7 @@ class MetricsWriter:
                 tracker.log(entry["step"], scalars)
             except Exception as error:  # a tracker is somebody else's process or network: never the run's end
                 self._trackers.remove(tracker)
-                log.warning("tracker %s failed and is dropped: %s", type(tracker).__name__, error)
+                self._warn(f"a tracker failed and is dropped: {_named(tracker, error)}")
 
     def close(self) -> None:
         self._file.close()
@@ -301,7 +307,7 @@ class MetricsWriter:
             try:
                 tracker.close()
             except Exception as error:  # as in `_track`: what it had to say is in metrics.jsonl
-                log.warning("tracker %s failed to close: %s", type(tracker).__name__, error)
+                self._warn(f"a tracker failed to close: {_named(tracker, error)}")
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -334,6 +340,10 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
             raise ReasonerError(f"{path}, line {number}: expected an object with an integer `step`")
         entries.append(entry)
     return entries
+
+
+def _named(tracker: Tracker, error: Exception) -> str:
+    return f"{type(tracker).__name__}: {type(error).__name__}: {error}"
 
 
 def plain(value: Any) -> Any:

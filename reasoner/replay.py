@@ -178,12 +178,13 @@ def describe(result: Replay) -> Iterator[str]:
     yield from _describe_rewards(result.rewards)
     if result.updates is not None:
         yield from _describe_updates(result.updates)
+    what = "reproduced" if result.rewards else "updates reproduced"
     if not result.reproduced:
         yield "NOT reproduced"
     elif result.updates is not None and _all_identical(result.updates):
-        yield "reproduced, bit for bit"
+        yield f"{what}, bit for bit"
     else:
-        yield "reproduced, within the tolerance"
+        yield f"{what}, within the tolerance"
 
 
 def _describe_rewards(rewards: Rewards | None) -> Iterator[str]:

@@ -79,8 +79,10 @@ def trackers_of(run_dir: Path, config: Mapping[str, Any], resume_step: int | Non
             tracker = make(run_dir, config, resume_step)
         except Exception as error:  # somebody else's code
             raise UsageError(f"tracker {name} cannot start: {type(error).__name__}: {error}") from error
-        if not callable(getattr(tracker, "log", None)) or not callable(getattr(tracker, "close", None)):
-            raise UsageError(f"tracker {name} is a {type(tracker).__name__} without log and close")
+        if missing := [m for m in ("log", "close") if not callable(getattr(tracker, m, None))]:
+            raise UsageError(
+                f"tracker {name}: {type(tracker).__name__} has no method {' and no '.join(missing)}"
+            )
         found.append(tracker)
     return found
 

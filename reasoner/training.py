@@ -150,7 +150,7 @@ class Loop:
             self._redo(run.finished_step)
         resume_step = self.progress.step if run.resumed else None
         trackers = trackers_of(run.path, config.model_dump(mode="json"), resume_step)
-        self.metrics = MetricsWriter(run.path, trackers, resume_step=resume_step)
+        self.metrics = MetricsWriter(run.path, trackers, resume_step=resume_step, warn=display.message)
         per_server = max(1, config.server.max_num_seqs // config.rollout.group_size)
         replicas = len(config.server.addresses) or config.server.replicas
         self.queue = RolloutQueue(

@@ -91,6 +91,18 @@ def test_an_own_function_is_recorded_by_its_name():
         Config(learner={"loss": lambda *tensors: None})
 
 
+@pytest.mark.parametrize(
+    ("values", "nearest"),
+    [
+        ({"stepz": 3}, "'stepz' .*did you mean 'steps'"),
+        ({"learner": {"lrr": 1}}, "'learner.lrr' .*'learner.lr'"),
+    ],
+)
+def test_an_unknown_key_in_python_is_refused_with_the_nearest_one(values, nearest):
+    with pytest.raises(UsageError, match=nearest):
+        Config(**values)
+
+
 def test_a_clip_is_a_pair_in_a_flag_and_in_a_file(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text("[learner]\nclip = [0.2, 0.28]\n")

@@ -189,6 +189,16 @@ def test_groups_verified_before_a_resume_with_another_verifier(run, tmp_path, mo
     assert result.reproduced and result.rewards.verifiers == ["auto", "strict:never"]
 
 
+def test_rewards_of_a_verifier_without_a_name_are_not_claimed(run):
+    text = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(text.replace('name = "auto"', 'name = "<mine>"'))
+    result = replay(run)
+    assert result.reproduced and result.rewards is None and result.to_json()["reproduced"]
+    lines = list(describe(result))
+    assert lines[1].startswith("rewards       not verified again")
+    assert lines[-1] == "updates reproduced, bit for bit"
+
+
 def test_replay_can_start_from_a_checkpoint_and_stop_early(run):
     result = replay(run, start=3, stop=4)
     assert result.reproduced and list(result.updates.checkpoints) == [3, 4]

@@ -52,16 +52,28 @@ class Broken:
         raise TimeoutError("still uploading")
 
 
+class Incomplete:
+    def __init__(self, run_dir, config, resume_step):
+        pass
+
+
+class Endless(Incomplete):
+    def log(self, step, scalars):
+        pass
+
+
 def test_what_cannot_start_is_bad_usage_and_what_cannot_close_is_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("REASONER_TRACKERS", f"{__file__}:Broken")
     with pytest.raises(UsageError, match="Broken cannot start: ConnectionError: no route"):
         trackers_of(tmp_path, {}, 7)
     with caplog.at_level(logging.WARNING), MetricsWriter(tmp_path, trackers_of(tmp_path, {}, None)) as writer:
         writer.write({"step": 0, "loss": 1.0})
-    assert "Broken failed to close: still uploading" in caplog.text
+    assert "failed to close: Broken: TimeoutError: still uploading" in caplog.text
     for name, message in (
         (f"{__file__}:dict", "no attribute"),
-        ("builtins:dict", "cannot start|without log"),
+        ("builtins:dict", "cannot start"),
+        (f"{__file__}:Incomplete", "Incomplete has no method log and no close$"),
+        (f"{__file__}:Endless", "Endless has no method close$"),
     ):
         monkeypatch.setenv("REASONER_TRACKERS", name)
         with pytest.raises(UsageError, match=message):
