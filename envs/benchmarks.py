@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.tasks import SingleTurnTasks, read_rows
+from envs.tasks import SingleTurnTasks, not_for_training, read_rows
 from reasoner.errors import UsageError
 from reasoner.types import Task
 
@@ -64,7 +64,7 @@ class BenchmarkTasks(SingleTurnTasks):
         return (self.name,)
 
     def train(self, index: int) -> Task:
-        raise UsageError(f"{self.name} is for evaluation: training on it would make its numbers worthless")
+        raise not_for_training(self.name)
 
     def split(self, name: str, n: int) -> list[Task]:
         return list(self.tasks[:n]) if name == self.name else []

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.specs import Spec, check_options, nearest
-from envs.tasks import FileTasks, read_rows
+from envs.tasks import USUAL, FileTasks, obvious_column, read_rows
 from reasoner.errors import UsageError
 from reasoner.types import Task
 from verifiers.boxes import find_boxes
@@ -132,10 +132,12 @@ def _tasks(rows: Iterable[Row], options: Mapping[str, str], path: str, split: st
     chosen = {name: options.get(name, name) for name in COLUMNS}
     needed = [name for name in COLUMNS if name in options or name in ("prompt", "reference")]
     if missing := [name for name in needed if chosen[name] not in columns]:
-        absent = " and ".join(f"{chosen[n]!r} for {n}{nearest(chosen[n], columns)}" for n in missing)
+        free = [c for c in columns if c not in [chosen[n] for n in needed]]
+        absent = " and ".join(f"{chosen[n]!r} for {n}{nearest(chosen[n], free)}" for n in missing)
+        right = {**options, **{n: obvious_column(n, free) if n in USUAL else "COLUMN" for n in missing}}
         raise UsageError(
             f"hf:{path} has no column {absent} (it has {', '.join(columns)}). "
-            f"Write hf:{path}({', '.join(f'{name}=COLUMN' for name in missing)})"
+            f"Write hf:{path}({', '.join(f'{name}={column}' for name, column in right.items())})"
         )
     tasks = []
     for number, row in enumerate(rows):

@@ -8,14 +8,16 @@ is the difficulty, and the next level above is the out-of-distribution split.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, fields
 from functools import cache
 from hashlib import blake2b
 from typing import Any
 
-from envs.specs import Spec, nearest, value
+from envs.specs import Spec, check_known, nearest, value
 from envs.specs import levels as read_levels
 from envs.tasks import SPLITS, SingleTurnTasks
 from reasoner.errors import UsageError
@@ -72,11 +74,7 @@ class ReasoningGymTasks(SingleTurnTasks):
 
     def _check_options(self) -> None:
         known = [*configuration(self.generator), *(["levels"] if max_levels(self.generator) else [])]
-        if unknown := [name for name in self.options if name not in known]:
-            raise UsageError(
-                f"{self.name} has no option {unknown[0]!r}{nearest(unknown[0], known)} "
-                f"(it has {', '.join(known) or 'none'})"
-            )
+        check_known(self.name, self.options, known)
         try:
             for level in self.levels or (None,):
                 generator(self.generator, self._options(level), seed=0)
@@ -129,8 +127,9 @@ class ReasoningGymTasks(SingleTurnTasks):
         chunk, position = divmod(index, CHUNK)
         seed = _hash(f"{stream}:{chunk}:{redraw}") % 2**31
         options = self._options(level)
-        made_by = generator(self.generator, options, seed)
-        entry = json.loads(json.dumps(made_by[position], default=str))  # gsm_symbolic keeps Fractions
+        with redirect_stdout(io.StringIO()):  # some generators print while they work
+            found = generator(self.generator, options, seed)[position]
+        entry = json.loads(json.dumps(found, default=str))  # gsm_symbolic keeps Fractions
         made = {"name": self.generator, "options": options}
         made |= {"answer": entry["answer"], "metadata": entry["metadata"]}
         return Task(

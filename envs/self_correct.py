@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from envs.base import TextEnv
 from envs.specs import Spec
-from envs.tasks import TaskSource, load_tasks
+from envs.tasks import TaskSource
 from envs.wrapped import WrappedTasks, wrapped_spec
 from reasoner.errors import UsageError
 from reasoner.types import UNSCORED, Task
@@ -49,7 +49,5 @@ class SelfCorrectEnv(TextEnv):
 
 def from_spec(spec: Spec, seed: int) -> TaskSource:
     """The source of `self_correct(TASKS, tries=2)`."""
-    inner, options = wrapped_spec(spec, {"tries": 2})
-    return WrappedTasks(
-        load_tasks(inner, seed), "self_correct", lambda task: SelfCorrectEnv(task, options["tries"])
-    )
+    source, options = wrapped_spec(spec, {"tries": 2}, seed)
+    return WrappedTasks(source, "self_correct", lambda task: SelfCorrectEnv(task, options["tries"]))

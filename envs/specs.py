@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +18,10 @@ from reasoner.errors import UsageError
 _WEIGHT = re.compile(r"(.*)\*\s*(-?\d+(?:\.\d+)?|\.\d+)")
 _OPTION = re.compile(r"[A-Za-z_]\w*\s*=(?!=)")
 _BRACKETS = {")": "(", "]": "[", "}": "{"}
+
+
+class UnknownOption(UsageError):
+    """A source has no such option; another one around it may have."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +95,19 @@ def read_spec(text: str) -> Spec:
 def check_options(spec: Spec, known: Iterable[str], arguments: bool = False) -> None:
     """UsageError naming the options there are, for an unknown one or for a word that is none."""
     known = sorted(known)
-    unknown = [name for name in spec.options if name not in known]
-    if unknown:
-        raise UsageError(
-            f"{spec.head} has no option {unknown[0]!r}{nearest(unknown[0], known)} "
-            f"(it has {', '.join(known) or 'none'})"
-        )
+    check_known(spec.head, spec.options, known)
     if spec.arguments and not arguments:
         raise UsageError(
             f"{spec.head}: {spec.arguments[0]!r} is no option: write name=value "
+            f"(it has {', '.join(known) or 'none'})"
+        )
+
+
+def check_known(head: str, given: Iterable[str], known: Collection[str]) -> None:
+    """UnknownOption for the first name in `given` that is not in `known`."""
+    if unknown := [name for name in given if name not in known]:
+        raise UnknownOption(
+            f"{head} has no option {unknown[0]!r}{nearest(unknown[0], known)} "
             f"(it has {', '.join(known) or 'none'})"
         )
 

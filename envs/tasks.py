@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
 
 from envs.base import TextEnv
 from envs.specs import members, nearest, read_spec
@@ -36,6 +38,11 @@ SOURCES = {
 #: Standard sets for evaluation, by name or as NAME:FILE (`envs.benchmarks`).
 BENCHMARKS = ("gsm8k", "math500", "aime24", "aime25", "amc23")
 _FIELDS = ("prompt", "reference", "id", "family", "difficulty", "split", "metadata")
+#: How others call the two that a task must have.
+USUAL = {
+    "prompt": ("question", "problem", "query", "input"),
+    "reference": ("answer", "solution", "final_answer", "ground_truth", "target", "output"),
+}
 
 
 @runtime_checkable
@@ -164,6 +171,7 @@ def read_tasks(path: Path, seed: int = 0) -> FileTasks:
     ids: dict[str, int] = {}
     for number, fields in read_rows(path):
         try:
+            _check_fields(fields, path)
             split, task = _task_of_line(fields, f"{path.stem}/{number}")
         except (ValueError, TypeError) as error:
             raise UsageError(f"{path}:{number}: {error}") from None
@@ -195,17 +203,36 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line.decode("utf-8"))
+            except json.JSONDecodeError as error:
+                raise UsageError(f"{path}:{number}: {error.msg} (column {error.colno})") from None
             except ValueError as error:
                 raise UsageError(f"{path}:{number}: {error}") from None
 
 
-def _task_of_line(fields: Any, default_id: str) -> tuple[str, Task]:
-    """(split, task) of one decoded line; ValueError says what is wrong with it."""
+def _check_fields(fields: Any, path: Path) -> None:
+    """ValueError for a line that is no object, or has a field that tasks have not."""
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object with prompt and reference, got {type(fields).__name__}")
-    if unknown := [f for f in fields if f not in _FIELDS]:
-        near = get_close_matches(unknown[0], _FIELDS, 1)
-        raise ValueError(f"unknown field {unknown[0]!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if not (unknown := [f for f in fields if f not in _FIELDS]):
+        return
+    message = f"unknown field {unknown[0]!r}"
+    if near := get_close_matches(unknown[0], _FIELDS, 1):
+        message += f" (did you mean {near[0]!r}?)"
+    elif not {"prompt", "reference"} <= fields.keys():
+        mapped = ", ".join(f"{name}={obvious_column(name, fields)}" for name in ("prompt", "reference"))
+        file = path if path.is_absolute() else f"./{path}"
+        message += f". For columns of other names write hf:{file}({mapped})"
+    raise ValueError(f"{message}. A task has the fields {', '.join(_FIELDS)}")
+
+
+def obvious_column(name: str, columns: Iterable[str]) -> str:
+    """The one of `columns` that is usual for the prompt or the reference, else `COLUMN`."""
+    likely = [column for column in columns if column in (name, *USUAL[name])]
+    return name if name in likely else likely[0] if len(likely) == 1 else "COLUMN"
+
+
+def _task_of_line(fields: dict[str, Any], default_id: str) -> tuple[str, Task]:
+    """(split, task) of one decoded line; ValueError says what is wrong with it."""
     for required in ("prompt", "reference"):
         if required not in fields:
             raise ValueError(f"the field {required!r} is missing")
@@ -283,6 +310,25 @@ def load_tasks(text: str, seed: int = 0) -> TaskSource:
     return _load_one(parts[0][0] if parts else text, seed)
 
 
+def check_trainable(text: str) -> None:
+    """UsageError where `text` names one of `BENCHMARKS`, also in a mixture or an environment, before anything
+    is read or fetched."""
+    if os.path.isfile(text):
+        return
+    name = text.partition(":")[0]
+    if name in BENCHMARKS:
+        raise not_for_training(name)
+    for part, _ in members(text):
+        spec = read_spec(part)
+        for inner in (spec.head, *spec.arguments):
+            if inner != text:
+                check_trainable(inner)
+
+
+def not_for_training(benchmark: str) -> UsageError:
+    return UsageError(f"{benchmark} is for evaluation: training on it would make its numbers worthless")
+
+
 def _load_one(text: str, seed: int) -> TaskSource:
     if os.path.isfile(text):
         return read_tasks(Path(text), seed)
@@ -306,8 +352,8 @@ def _load_one(text: str, seed: int) -> TaskSource:
 def _imported(module: str, attribute: str, spec: str, seed: int) -> TaskSource:
     try:
         home = import_file(Path(module)) if module.endswith(".py") else import_module(module)
-    except UsageError:
-        raise
+    except UsageError as error:
+        raise UsageError(f"cannot import the tasks {spec!r}: {error}") from error
     except (Exception, SystemExit) as error:  # foreign code at import
         raise UsageError(f"cannot import the tasks {spec!r}: {type(error).__name__}: {error}") from error
     if not hasattr(home, attribute):
@@ -317,6 +363,11 @@ def _imported(module: str, attribute: str, spec: str, seed: int) -> TaskSource:
         return found
     if isinstance(found, type) and issubclass(found, TextEnv):
         return _environment(found, spec, seed)
+    if isinstance(found, type) and issubclass(found, gymnasium.Env):
+        raise UsageError(
+            f"{attribute} is a gymnasium.Env but not an envs.TextEnv (with begin(task) and respond(action)): "
+            "see docs/environments.md"
+        )
     try:
         made = found(seed=seed) if callable(found) else found
     except Exception as error:  # foreign code

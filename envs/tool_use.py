@@ -11,7 +11,7 @@ import re
 from envs import tools
 from envs.base import TextEnv
 from envs.specs import Spec
-from envs.tasks import TaskSource, load_tasks
+from envs.tasks import TaskSource
 from envs.wrapped import WrappedTasks, wrapped_spec
 from reasoner.errors import UsageError
 from reasoner.types import Task
@@ -61,7 +61,5 @@ class ToolUseEnv(TextEnv):
 
 def from_spec(spec: Spec, seed: int) -> TaskSource:
     """The source of `tool_use(TASKS, calls=4)`."""
-    inner, options = wrapped_spec(spec, {"calls": 4})
-    return WrappedTasks(
-        load_tasks(inner, seed), "tool_use", lambda task: ToolUseEnv(task, options["calls"]), INSTRUCTIONS
-    )
+    source, options = wrapped_spec(spec, {"calls": 4}, seed)
+    return WrappedTasks(source, "tool_use", lambda task: ToolUseEnv(task, options["calls"]), INSTRUCTIONS)

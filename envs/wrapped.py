@@ -8,8 +8,8 @@ from hashlib import blake2b
 from typing import Any
 
 from envs.base import TextEnv
-from envs.specs import Spec, nearest, split_outside, value
-from envs.tasks import SPLITS, TaskSource, source_of, splits_of
+from envs.specs import Spec, UnknownOption, nearest, split_outside, value
+from envs.tasks import SPLITS, TaskSource, load_tasks, source_of, splits_of
 from reasoner.errors import UsageError
 from reasoner.types import Task
 
@@ -70,7 +70,7 @@ class WrappedTasks:
         return replace(task, prompt=({"role": "system", "content": self.system}, *task.prompt))
 
 
-def wrapped_spec(spec: Spec, defaults: Mapping[str, int]) -> tuple[str, dict[str, int]]:
+def wrapped_spec(spec: Spec, defaults: Mapping[str, int], seed: int) -> tuple[TaskSource, dict[str, int]]:
     """The tasks inside `NAME(TASKS, option=3)` and NAME's own options, whole numbers from 1 on."""
     body = spec.text[len(spec.head) + 1 : -1] if spec.text.endswith(")") else ""
     own, inner = dict(defaults), []
@@ -91,7 +91,10 @@ def wrapped_spec(spec: Spec, defaults: Mapping[str, int]) -> tuple[str, dict[str
             f"{spec.head} needs the tasks it is for{wrong}. Write {spec.head}(arithmetic:levels=2, "
             f"{', '.join(f'{n}={v}' for n, v in defaults.items())})"
         )
-    return ",".join(inner), own
+    try:
+        return load_tasks(",".join(inner), seed), own
+    except UnknownOption as error:
+        raise UnknownOption(f"{error}; {spec.head} itself has {', '.join(defaults)}") from None
 
 
 @dataclass(frozen=True)

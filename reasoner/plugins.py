@@ -21,8 +21,8 @@ def load_function(kind: str, spec: str) -> Callable[..., Any]:
         raise UsageError(f"{kind} {spec!r}: expected 'module:function' or 'path/to/file.py:function'")
     try:
         found: Any = import_file(Path(home)) if home.endswith(".py") else import_module(home)
-    except UsageError:
-        raise
+    except UsageError as error:
+        raise UsageError(f"{kind} {spec!r} cannot be imported: {error}") from error
     except (Exception, SystemExit) as error:  # foreign code at import
         raise UsageError(f"{kind} {spec!r} cannot be imported: {type(error).__name__}: {error}") from error
     for part in attribute.split("."):
@@ -49,10 +49,18 @@ def function_name(kind: str, function: Callable[..., Any]) -> str:
 
 def import_module(name: str) -> Any:
     """The module `name`, which may lie in the current directory: at the end of the path, since what else
-    lies there (a verifiers.py) is nobody else's."""
+    lies there (a verifiers.py) is nobody else's. Raises `UsageError` without one."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
-    return importlib.import_module(name)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):  # it is there, and imports what is not
+            raise
+        raise UsageError(
+            f"there is no module {error.name!r} in the current directory ({os.getcwd()}), on PYTHONPATH or "
+            "installed"
+        ) from None
 
 
 def import_file(path: Path) -> Any:

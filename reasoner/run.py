@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from envs.tasks import SPLITS, TaskSource, load_tasks
+from envs.tasks import SPLITS, TaskSource, check_trainable, load_tasks
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.cluster import context_tokens, with_room
 from reasoner.config import Config, config_toml, load_config
@@ -68,6 +68,7 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
         config = _with_pinned_model(config, model)
     template = prompt_template(config.tasks.template, model)
     context_tokens(config, model)
+    check_trainable(config.tasks.source)
     source = load_tasks(config.tasks.source, config.seed)
     _check_tasks(source, config.tasks.source)
     config = with_room(config, model, _first_tasks(source, config.eval.problems))

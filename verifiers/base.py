@@ -261,6 +261,6 @@ def _import(spec: str, home: str) -> Any:
     try:
         return import_file(Path(home)) if home.endswith(".py") else import_module(home)
     except UsageError as error:
-        raise UsageError(f"verifier {spec!r}: {error}") from error
+        raise UsageError(f"verifier {spec!r} cannot be imported: {error}") from error
     except (Exception, SystemExit) as error:  # foreign code at import
         raise UsageError(f"verifier {spec!r} cannot be imported: {describe_exception(error)}") from error

@@ -1,12 +1,13 @@
 """Standard task files, in files of our own writing with their schema."""
 
 import json
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from envs.tasks import load_tasks, splits_of
+from envs.tasks import check_trainable, load_tasks, splits_of
 from reasoner.errors import UsageError
 from verifiers import MathVerifier
 
@@ -63,6 +64,16 @@ def test_they_are_not_for_training(tmp_path):
     path.write_text(json.dumps(ROWS["gsm8k"]) + "\n")
     with pytest.raises(UsageError, match="for evaluation"):
         load_tasks(f"gsm8k:{path}").train(0)
+
+
+@pytest.mark.parametrize(
+    "spec", ["gsm8k", "gsm8k:FILE.jsonl", "arithmetic*3,aime24*2", "self_correct(tool_use(amc23,calls=2))"]
+)
+def test_that_is_said_before_anything_is_fetched(spec, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UsageError, match="is for evaluation"):
+        check_trainable(spec)
+    check_trainable("arithmetic:levels=2,hf:gsm8k,tool_use(rg:gsm_symbolic(difficulty=1.0))")
 
 
 def test_own_tasks_in_parquet(tmp_path):

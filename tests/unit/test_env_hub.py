@@ -118,6 +118,10 @@ def test_presets_in_the_hubs_schema(monkeypatch, name, rows, reference):
             "no column 'quest' for prompt: did you mean 'question'.*it has question",
         ),
         ("prompt=question", "no column 'reference' for reference .it has question, answer, level"),
+        (
+            "prompt=question,reference=solution",
+            r"'solution' for reference \(it has .*\(prompt=question, reference=answer\)$",
+        ),
         ("promt=question", "no option 'promt': did you mean 'prompt'"),
         ("prompt=question,reference=answer,family=topic", "no column 'topic' for family"),
     ],

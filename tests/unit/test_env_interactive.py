@@ -149,6 +149,11 @@ def test_wrapped_mixtures_in_mixtures_keep_their_way_home():
         ("self_correct(tries=2)", "needs the tasks it is for"),
         ("self_correct(arithmetic,tries=0)", "tries must be a whole number from 1 on"),
         ("self_correct(trys=2,arithmetic)", "'trys=2' is no option: did you mean 'tries'"),
+        ("tool_use(arithmetic,call=2)", r"no option 'call'.*families, levels\); tool_use itself has calls$"),
+        (
+            "self_correct(tool_use(rg:bf,call=2))",
+            "no option 'call'.*; tool_use .* calls; self_correct .* tries$",
+        ),
         ("tool_use(aritmetic)", "did you mean 'arithmetic'"),
     ],
 )

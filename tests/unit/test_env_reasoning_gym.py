@@ -54,6 +54,12 @@ def test_streams_are_pure_and_held_out_problems_are_never_trained_on():
     assert all(held_out(t.prompt) for t in evaluated) and not any(held_out(t.prompt) for t in stream)
 
 
+def test_what_a_generator_prints_while_it_works_goes_nowhere(capsys):
+    for index in range(3):
+        load_tasks("rg:bf", seed=1).train(index)
+    assert capsys.readouterr().out == ""
+
+
 def test_levels_are_the_generators_curriculum():
     source = load_tasks("rg:chain_sum(levels=0|3)")
     tasks = [source.train(i) for i in range(40)]

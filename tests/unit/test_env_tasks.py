@@ -39,7 +39,10 @@ def test_arithmetic_specs():
         ("arithmetic:levels=3-9", "no level 5"),
         ("arithmetic:families=sums", "no family 'sums'"),
         ("nowhere.jsonl", "cannot read the tasks in nowhere.jsonl"),
-        ("no_such_module_here:tasks", "cannot import the tasks"),
+        (
+            "no_such_module_here:tasks",
+            "cannot import the tasks .* no module 'no_such_module_here' in the cur",
+        ),
         ("json:no_such_attribute", "no attribute 'no_such_attribute'"),
         ("json:__doc__", "not a TaskSource"),
     ],
@@ -75,6 +78,14 @@ def test_sources_and_environments_in_a_file_of_ones_own(tmp_path):
         load_tasks(f"{file}:sauce")
     with pytest.raises(UsageError, match=r"no such file: .*nowhere\.py"):
         load_tasks(f"{tmp_path}/nowhere.py:source")
+    file.write_text("import gymnasium\nclass Plain(gymnasium.Env): pass")
+    with pytest.raises(
+        UsageError, match=r"^Plain is a gymnasium\.Env but not an envs\.TextEnv.*environments\.md"
+    ):
+        load_tasks(f"{file}:Plain")
+    file.write_text("import no_such_neighbour")
+    with pytest.raises(UsageError, match="ModuleNotFoundError: No module named 'no_such_neighbour'"):
+        load_tasks(f"{file}:Plain")
     file.write_text("1 / 0")
     with pytest.raises(UsageError, match="ZeroDivisionError"):
         load_tasks(f"{file}:source")
@@ -135,6 +146,16 @@ def test_the_stream_of_a_file_goes_through_every_task_once_an_epoch(tmp_path):
         ({"prompt": "p", "reference": "1", "split": "test"}, "unknown split 'test'"),
         ({"prompt": "p", "reference": "1", "metadata": 1}, "metadata must be"),
         ({"prompt": "p", "reference": "1", "dificulty": 1}, "did you mean 'difficulty'"),
+        (
+            {"prompt": "p", "reference": "1", "note": 1},
+            "field 'note'. A task has the fields prompt, reference, id",
+        ),
+        (
+            {"question": "p", "answer": "1"},
+            r"names write hf:/.*tasks.jsonl\(prompt=question, reference=answer\)",
+        ),
+        ({"ask": "p", "answer": "1", "solution": "1"}, r"\(prompt=COLUMN, reference=COLUMN\)"),
+        ('{"prompt": "p', r"tasks.jsonl:2: Unterminated string starting at \(column 12\)$"),
         ({"prompt": "p", "reference": "1", "id": "tasks/1"}, "already used on line 1"),
     ],
 )

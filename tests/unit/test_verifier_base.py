@@ -151,7 +151,7 @@ def test_a_class_whose_constructor_raises_is_one_clear_message() -> None:
     ("spec", "message"),
     [
         ("maths", "unknown verifier 'maths': neither one of math"),
-        ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
+        ("no_such_module:f", "cannot be imported: there is no module 'no_such_module' in the current dir"),
         ("json:no_such", "has no attribute 'no_such'"),
         ("json:__name__", "expected a function, class or Verifier"),
         (":f", "expected 'module:attribute' or"),
