@@ -65,7 +65,7 @@ class Unjudged:
         self._said.update(first)
         return [
             f"{len(failed)} of {len(verdicts)} rollouts could not be judged and are left out: {v.status}: "
-            f"{v.detail}. Further ones of this kind are only counted (metrics.jsonl, reasoner audit)"
+            f"{v.detail}. Further ones of this kind are only counted (unscored, in the step's line)"
             for v in new
         ]
 

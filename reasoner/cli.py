@@ -137,9 +137,8 @@ def train(
     try:
         done = train_run(config, resume=run_dir, metrics_port=metrics_port)
     except Interrupted as stopped:
-        click.secho(
-            f"stopped and saved: continue with  reasoner train --resume {stopped}", fg="yellow", err=True
-        )
+        saved = f"stopped and saved: continue with  reasoner train --resume {stopped}"
+        click.secho(saved if str(stopped) else "stopped before the run began", fg="yellow", err=True)
         sys.exit(130)
     click.echo(f"done: {done}  (report: {done / 'report.html'})")
 

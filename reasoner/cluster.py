@@ -249,9 +249,11 @@ def start(
     *,
     learner_base: Path | None,
     tell: Callable[[str], None] = lambda text: None,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> Processes:
     """Starts servers, workers and, when `learner_base` (the model the run began from) is given, the learner
-    side by side; returns when the run can begin. `tell` gets a line when something dies or comes back later.
+    side by side; returns when the run can begin. `tell` gets a line when something dies or comes back later;
+    `on_wait` is called while they start, and may raise to stop.
 
     Raises ServerError with the last log lines of a server that never becomes healthy."""
     _check_devices(config)
@@ -280,7 +282,7 @@ def start(
     )
     try:
         learner = None if learner_base is None else processes.start_learner(model.path)
-        _wait_until_ready(processes, learner, timeout_s)
+        _wait_until_ready(processes, learner, timeout_s, on_wait)
         return processes
     except BaseException:
         processes.stop()
@@ -297,12 +299,15 @@ def server_launchers(
     return [ServerLauncher(f"server-{i}", server, log_dir) for i in range(config.server.replicas)]
 
 
-def _wait_until_ready(processes: Processes, learner: Any, timeout_s: float) -> None:
+def _wait_until_ready(
+    processes: Processes, learner: Any, timeout_s: float, on_wait: Callable[[], None]
+) -> None:
     """Returns when the learner, a worker and a server are ready, and the other servers too, unless there
     is no room for them yet or they take much longer. From then on what fails is started anew."""
     began, first = time.monotonic(), None
     servers, workers = processes.servers, processes.workers
     while True:
+        on_wait()
         servers.poll()
         workers.poll()
         if learner is not None and ray.wait([learner], timeout=0)[0]:

@@ -141,7 +141,8 @@ class Display:
             if values:
                 spark = self._encodable(sparkline(values, _SPARK_WIDTH, bounds))
                 change = Text(f"from {form.format(values[0])}", "bright_black")
-                table.add_row(label, Text(form.format(values[-1]), "bold"), Text(spark, "cyan"), change)
+                value = Text(form.format(values[-1]), "bold").append(_unscored(now, path), "bold red")
+                table.add_row(label, value, Text(spark, "cyan"), change)
         rest = [
             ("reward", _number(now, "reward_mean", form=".3f")),
             ("entropy", _number(now, "entropy", form=".3f")),
@@ -211,7 +212,7 @@ def plain_line(metrics: Mapping[str, Any], total_steps: int, seconds_left: float
         ("tokens/s", ("sampler_tokens_per_s",), ".0f"),
     ):
         if (value := _get(metrics, *path)) is not None:
-            parts.append(f"{label} {value:{form}}")
+            parts.append(f"{label} {value:{form}}{_unscored(metrics, path)}")
     seconds = metrics.get("seconds") or {}
     if seconds.get("total") is not None:
         detail = " ".join(f"{p} {seconds[p]:.2f}" for p in PHASES if seconds.get(p))
@@ -219,6 +220,14 @@ def plain_line(metrics: Mapping[str, Any], total_steps: int, seconds_left: float
     if seconds_left is not None:
         parts.append(f"{duration(seconds_left)} left")
     return "  ".join(parts)
+
+
+def _unscored(metrics: Mapping[str, Any], path: Sequence[str]) -> str:
+    """What to say beside a pass rate that leaves rollouts out."""
+    if path[-1] not in ("pass_rate", "pass@1"):
+        return ""
+    share = _get(metrics, *path[:-1], "masked_rate")
+    return f" ({share:.0%} unscored)" if share else ""
 
 
 def sparkline(values: Sequence[float], width: int, bounds: tuple[float, float] | None = None) -> str:

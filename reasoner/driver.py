@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from reasoner.display import Display
 
 
-@contextmanager
-def stop_signals(display: Display) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C or SIGTERM asks the loop to stop and save; a second Ctrl-C stops at once."""
-    asked: list[int] = []
+class StopSignals:
+    """For the block, Ctrl-C or SIGTERM only asks to stop: the object is then true when called, and whoever is
+    at work saves and ends. A second Ctrl-C stops at once."""
 
-    def ask(signum: int, frame: Any) -> None:
-        if asked and signum == signal.SIGINT:
+    def __init__(self, display: Display) -> None:
+        self._display = display
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def catch(self) -> None:
+        """Again, after a library has installed handlers of its own."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.signal(signum, self._ask)
+            self._before.setdefault(signum, handler)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked and signum == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.append(signum)
-        display.message("stopping: the run is being saved (Ctrl-C again stops at once)")
+        self._asked = True
+        self._display.message("stopping: what is done is being saved (Ctrl-C again stops at once)")
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for signum, handler in before.items():
+    def __enter__(self) -> Self:
+        self.catch()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
             signal.signal(signum, handler)

@@ -198,12 +198,23 @@ class Journal:
                 for r in db.execute(_SELECT + "WHERE newest_version > ?", (policy_version,)).fetchall()
             ]
             unfinished = [s for (s,) in db.execute("SELECT DISTINCT step FROM groups WHERE step IS NOT NULL")]
-        if lost:
-            rollout_files.write_table(self._discarded(f"after_step_{step:06d}"), rollout_files.table_of(lost))
-            self._delete(sorted({row.group_index for row in lost}))
+        self._put_aside(lost, f"after_step_{step:06d}")
         for earlier in unfinished:
             self.compact(earlier)
         return self.unused_groups()
+
+    def discard(self, group_indices: Sequence[int], stem: str) -> None:
+        """Moves groups that no step has used to `rollouts/discarded/`: their indices are free again."""
+        marks = ",".join("?" * len(group_indices))
+        with self._transaction() as db:
+            found = db.execute(f"{_SELECT} WHERE step IS NULL AND group_index IN ({marks})", group_indices)
+            rows = [Row(*r) for r in found.fetchall()]
+        self._put_aside(rows, stem)
+
+    def _put_aside(self, rows: Sequence[Row], stem: str) -> None:
+        if rows:
+            rollout_files.write_table(self._discarded(stem), rollout_files.table_of(rows))
+            self._delete(sorted({row.group_index for row in rows}))
 
     def close(self) -> None:
         """Waits for the background thread and closes the log; raises what the thread failed with."""

@@ -21,6 +21,7 @@ from reasoner.config import Config, config_toml, load_config
 from reasoner.durable import disk_errors, only_writer, write_atomically
 from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
+from reasoner.metrics import read_metrics
 from reasoner.model_source import BUILT_IN, ModelSource, resolve_model
 from reasoner.plugins import load_function
 from reasoner.redo import last_finished_step
@@ -103,9 +104,10 @@ def _resume_point(path: Path, config: Config) -> tuple[Path, int, tuple[str, ...
     store = CheckpointStore(path, config.checkpoint.keep)
     checkpoint, faults = store.newest_intact()
     if checkpoint is None:
-        raise UsageError(
-            "\n".join([f"{path} has no complete checkpoint to resume from: start a new run", *faults])
+        advice = (
+            f"start it anew: reasoner train --name {path.name}" if never_began(path) else "start a new run"
         )
+        raise UsageError("\n".join([f"{path} has no complete checkpoint to resume from: {advice}", *faults]))
     if (checkpoint / "trainer" / "learner.pt").exists():
         raise UsageError(
             f"{checkpoint} is of an earlier version, whose optimizer state cannot be read any more: "
@@ -249,11 +251,19 @@ def _new_path(config: Config) -> Path:
         taken = (runs / stem).exists()
         return runs / (f"{stem}-{time.time_ns() % 1000:03d}" if taken else stem)
     path = runs / config.name
+    if (path / "config.toml").is_file() and never_began(path):
+        with only_writer(path):  # UsageError while it is only about to begin
+            shutil.rmtree(path)
     if path.exists():
         raise UsageError(
             f"{path} exists already: choose another --name, or continue it: reasoner train --resume {path}"
         )
     return path
+
+
+def never_began(path: Path) -> bool:
+    """Whether a run ended before its first step and its first checkpoint: nothing in it is worth keeping."""
+    return CheckpointStore(path).latest() is None and all(line["step"] == 0 for line in read_metrics(path))
 
 
 def prompt_template(template: str, model: ModelSource) -> str:

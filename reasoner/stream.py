@@ -66,6 +66,10 @@ class TaskStream:
         self.journaled.add(group.index)
         self.arrived(group)
 
+    def again(self, indices: Iterable[int]) -> None:
+        """These are to be sampled once more."""
+        self.outstanding = sorted({*self.outstanding, *indices})
+
     def stepped(self, groups: Sequence[Group]) -> None:
         """A step was made from these groups; those that are too old are not among them."""
         if self.curriculum:

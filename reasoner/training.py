@@ -27,16 +27,16 @@ from reasoner.alarms import Alarms, Unjudged
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config, load_config
 from reasoner.display import Display
-from reasoner.driver import stop_signals
+from reasoner.driver import StopSignals
 from reasoner.errors import ReasonerError, UsageError
-from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise
+from reasoner.evaluation import SPLITS, check_scored, evaluate_split, nothing_scored, summarise
 from reasoner.journal import Journal
 from reasoner.learner_client import LearnerClient
 from reasoner.logs import log_file
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.redo import finished_steps
-from reasoner.run import Run, config_at, config_files, prepare
+from reasoner.run import Run, config_at, config_files, never_began, prepare
 from reasoner.stall import StallWatch
 from reasoner.stream import TaskStream
 from reasoner.telemetry import Telemetry
@@ -55,7 +55,8 @@ MAX_IDLE_STEPS = 20  # steps in a row without any group to learn from, after whi
 
 
 class Interrupted(Exception):
-    """The user asked to stop; everything is saved. Its text is the run directory."""
+    """The user asked to stop; everything is saved. Its text is the run directory, or "" when nothing had
+    begun and nothing is left."""
 
 
 @dataclass
@@ -83,6 +84,11 @@ def train(
             _train(run, telemetry)
         except (ray.exceptions.RayError, ReasonerError) as e:
             raise _explained(cluster.unwrap(e), run) from None
+        except (Interrupted, KeyboardInterrupt):
+            if run.resumed or not never_began(run.path):
+                raise
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise Interrupted("") from None
         finally:
             run.lock.close()
     return run.path
@@ -91,25 +97,33 @@ def train(
 def _train(run: Run, telemetry: Telemetry) -> None:
     """Starts the processes of the run, has the loop use them, and stops them."""
     config, display = run.config, Display(total_steps=run.config.steps)
-    with display, log_file(run.log_dir / "driver.log"), cluster.connected(config.cluster.address):
+    with ExitStack() as stack:
+        stack.enter_context(display)
+        stack.enter_context(log_file(run.log_dir / "driver.log"))
+        stop_requested = stack.enter_context(StopSignals(display))
         for message in run.messages:
             display.message(message)
         display.status("starting Ray, vLLM and the learner …")
-        with stop_signals(display) as stop_requested:  # after Ray, which installs handlers of its own
-            processes = cluster.start(
-                config,
-                run.model,
-                run.template,
-                run.verifier,
-                run.log_dir,
-                learner_base=run.base_model.path,
-                tell=display.message,
-            )
-            telemetry.watch(processes.servers, processes.workers)
-            try:
-                Loop(run, processes, display, stop_requested, telemetry).run()
-            finally:
-                processes.stop()
+        stack.enter_context(cluster.connected(config.cluster.address))
+        stop_requested.catch()  # Ray installs handlers of its own
+
+        def check_stop() -> None:
+            if stop_requested():
+                raise Interrupted(str(run.path))
+
+        processes = cluster.start(
+            config,
+            run.model,
+            run.template,
+            run.verifier,
+            run.log_dir,
+            learner_base=run.base_model.path,
+            tell=display.message,
+            on_wait=check_stop,
+        )
+        stack.callback(processes.stop)
+        telemetry.watch(processes.servers, processes.workers)
+        Loop(run, processes, display, check_stop, telemetry).run()
 
 
 def _explained(error: BaseException, run: Run) -> BaseException:
@@ -129,12 +143,12 @@ class Loop:
         run: Run,
         processes: cluster.Processes,
         display: Display,
-        stop_requested: Callable[[], bool],
+        check_stop: Callable[[], None],
         telemetry: Telemetry,
     ) -> None:
         config = run.config
         self.run_, self.config, self.processes, self.display = run, config, processes, display
-        self.stop_requested, self.telemetry = stop_requested, telemetry
+        self.check_stop, self.telemetry = check_stop, telemetry
         self.source: TaskSource = load_tasks(config.tasks.source, config.seed)
         self.checkpoints = CheckpointStore(run.path, config.checkpoint.keep)
         self.learner = LearnerClient(
@@ -324,7 +338,7 @@ class Loop:
 
     def _tend(self) -> None:
         """Called about once a second while rollouts are waited for, never in the middle of a step."""
-        self._check_stop()
+        self.check_stop()
         self.learner.refit(self.queue.version)
 
     def _sync(self, version: int) -> None:
@@ -476,9 +490,19 @@ class Loop:
         self.stream.continue_after_journaled(sampled_ahead=self.config.max_staleness > 0)
 
     def _restore_queue(self) -> None:
-        """What the journal holds is queued again; what was being sampled is sampled anew."""
+        """What the journal holds is queued again; what was being sampled, or what nobody could judge, is
+        sampled anew."""
         groups = self.journal.resume(self.progress.step, self.progress.policy_version)
+        unjudged = [group.index for group in groups if nothing_scored([group])]
+        if unjudged:
+            self.journal.discard(unjudged, "unjudged")
+            self.stream.again(unjudged)
+            self.display.message(
+                f"the verifier had scored nothing in {len(unjudged)} groups: sampling them again"
+            )
         for group in groups:
+            if group.index in unjudged:
+                continue
             self.stream.restored(group)
             (self.replaced if self._is_replaced(group) else self.queue.queued).append(group)
 
@@ -492,10 +516,6 @@ class Loop:
     def _sampling(self) -> SamplingParams:
         rollout = self.config.rollout
         return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.stop)
-
-    def _check_stop(self) -> None:
-        if self.stop_requested():
-            raise Interrupted(str(self.run_.path))
 
     def _out_of_time(self) -> bool:
         limit = self.config.time_limit_s

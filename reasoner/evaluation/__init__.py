@@ -13,6 +13,14 @@
 """
 
 from reasoner.evaluation.run import EvalOptions, evaluate
-from reasoner.evaluation.splits import SPLITS, check_scored, evaluate_split, summarise
+from reasoner.evaluation.splits import SPLITS, check_scored, evaluate_split, nothing_scored, summarise
 
-__all__ = ["SPLITS", "EvalOptions", "check_scored", "evaluate", "evaluate_split", "summarise"]
+__all__ = [
+    "SPLITS",
+    "EvalOptions",
+    "check_scored",
+    "evaluate",
+    "evaluate_split",
+    "nothing_scored",
+    "summarise",
+]

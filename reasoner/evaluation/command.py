@@ -133,11 +133,17 @@ def show(result: dict[str, Any]) -> None:
             f"{name}: {split['problems']} problems × {split['samples']} samples, "
             f"{'-' if tokens is None else f'{tokens:.1f}'} tokens"
         )
+        if split["masked_rate"]:
+            click.echo(
+                f"  {split['masked_rate']:.1%} of the samples could not be judged and count in no rate"
+            )
         for curve in ("pass@k", "maj@k", "weighted_maj@k", "best_of_k"):
             if split[curve]:
                 values = "  ".join(f"{k}: {value:.3f}" for k, value in split[curve].items())
                 who = "oracle" if curve == "pass@k" else "deployable"
                 click.echo(f"  {curve:15} {values}  ({who})")
+        if split["pass@k"] and split["maj@k"] is None:
+            click.echo("  maj@k           none: the verifier does not say which answers are the same")
         if (interval := (split["ci95"] or {}).get("pass@1")) is not None:
             click.echo(f"  pass@1 95 % [{interval[0]:.3f}, {interval[1]:.3f}]")
     for name, found in ((result["budgets"] or {}).get("splits") or {}).items():

@@ -52,6 +52,7 @@ def summarise(groups: Sequence[Group]) -> dict[str, Any]:
         **_rates(scored),
         "problems": len(groups),
         "samples": max((len(g.rollouts) for g in groups), default=0),
+        "masked_rate": 1 - len(scored) / max(1, sum(len(g.rollouts) for g in groups)),
         "truncated_rate": _mean([r.truncated for r in scored]),
         "self_corrected_rate": _mean([self_corrected(r.completion, r.verdict) for r in scored]),
         "by_difficulty": {level: _rates(rs) for level, rs in sorted(by_difficulty.items())},
@@ -95,10 +96,16 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
+def nothing_scored(groups: Sequence[Group]) -> bool:
+    """Whether there are verdicts and every one says that the verifier, or the reference, failed."""
+    verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
+    return bool(verdicts) and all(v.status in ("error", "bad_reference") for v in verdicts)
+
+
 def check_scored(groups: Sequence[Group]) -> None:
     """Raises ReasonerError when a verifier scored nothing at all: it is broken, or the references are."""
-    verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
-    if verdicts and all(v.status in ("error", "bad_reference") for v in verdicts):
+    if nothing_scored(groups):
+        verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
         raise ReasonerError(
             f"the verifier scored none of {len(verdicts)} rollouts: "
             f"{verdicts[0].status}: {verdicts[0].detail}"

@@ -71,3 +71,30 @@ def _started(tmp_path: Path, command: str) -> bool:
     if command == "verify":
         return True
     return any((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("after_s", [0.0, 4.0])  # while Ray starts; while servers do
+def test_ctrl_c_before_a_run_begins(tmp_path: Path, after_s: float) -> None:
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reasoner.cli", "train", "--name", "early"],
+        cwd=tmp_path,
+        env={**os.environ, "MARK": mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    run = tmp_path / "runs" / "early"
+    deadline = time.monotonic() + 60
+    while not (run / "logs" / "driver.log").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "it did not start"
+        time.sleep(0.05)
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=100)[0]
+    assert process.returncode == 130 and "stopped before the run began" in said, said
+    assert not run.exists(), "the name is free again"
+    deadline = time.monotonic() + 20
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []

@@ -12,8 +12,10 @@ import rollouts.server
 from reasoner import cluster, training
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
+from reasoner.errors import ReasonerError
 from reasoner.metrics import read_metrics
 from reasoner.replay import replay
+from reasoner.rollout_files import read_table, step_path
 from reasoner.run import reopen
 
 pytestmark = pytest.mark.slow
@@ -90,6 +92,30 @@ def test_the_uninterrupted_run_exercises_what_a_resume_must_restore(whole):
     state = load_state(CheckpointStore(whole).latest())
     assert len(state["retired"]) == lines[-1]["retired_prompts"] > 0, "tasks were retired"
     assert len(state["curriculum"]) == 3, "the curriculum knows all families"
+
+
+def test_what_a_broken_verifier_could_not_judge_is_sampled_again(folder, capsys):
+    broken = folder / "broken"
+    broken.touch()
+
+    def judge(completion, task):
+        if broken.exists():
+            raise RuntimeError("database is locked")
+        return len(completion) % 2 == 0
+
+    plain = config(folder, "mended", 2)
+    with pytest.raises(
+        ReasonerError, match=r"scored none of 16 rollouts: error: RuntimeError: database is locked"
+    ):
+        training.train(plain, verifier=judge)
+    broken.unlink()
+    run = training.train(plain, resume=folder / "mended", verifier=judge)
+    # 4 for the step, and 16 that were sampled in the place of others without a signal
+    assert "scored nothing in 20 groups: sampling them again" in " ".join(capsys.readouterr().out.split())
+    lines = read_metrics(run)[1:]
+    assert [(line["step"], line["verifier_errors"]) for line in lines] == [(1, 0), (2, 0)]
+    assert read_table(run / "rollouts" / "discarded" / "unjudged.0.parquet").num_rows == 20 * 4
+    assert {0, 1, 2, 3} <= set(read_table(step_path(run, 1))["group_index"].to_pylist())
 
 
 def test_in_asynchronous_mode_weights_travel_beside_the_next_update(folder, monkeypatch, capsys):

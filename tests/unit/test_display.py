@@ -116,6 +116,12 @@ def test_without_a_terminal_there_is_one_line_a_step():
 
 def test_a_line_leaves_out_what_is_missing():
     assert plain_line({"step": 0, "seconds": None, "eval": None}, 10) == "step 0/10"
+    unscored = step(
+        3, masked_rate=0.125, eval={"held_out": {"pass@1": 0.5, "masked_rate": 0.25}, "ood": None}
+    )
+    assert "pass 0.250 (12% unscored)  " in plain_line(unscored, 10)
+    assert "held-out 0.500 (25% unscored)" in plain_line(unscored, 10)
+    assert "unscored" not in plain_line(step(3, masked_rate=0.0), 10)
 
 
 FAILING = """

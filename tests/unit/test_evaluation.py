@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from reasoner.evaluation import summarise
 from reasoner.evaluation.splits import style
@@ -26,6 +27,7 @@ def test_summary_leaves_unscored_rollouts_out():
     summary = summarise([Group(rollouts[0].task, rollouts)])
     assert summary["pass@1"] == 0.75
     assert (summary["problems"], summary["samples"]) == (1, 5)
+    assert summary["masked_rate"] == pytest.approx(1 / 5)
     assert {name: s["share"] for name, s in summary["by_style"].items()} == {
         "direct": 0.5,
         "working": 0.25,

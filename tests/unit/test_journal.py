@@ -75,6 +75,20 @@ def test_groups_survive_exactly_until_a_step_uses_them(tmp_path):
         assert_same(journal.unused_groups(), [groups[1]])
 
 
+def test_discarded_groups_are_kept_aside_and_their_indices_are_free(tmp_path):
+    groups = [make_group(i) for i in (1, 2, 3)]
+    with Journal(tmp_path) as journal:
+        journal.append_groups(None, groups, SAMPLING)
+        journal.mark_dropped(1, [3], "filtered")
+        journal.discard([1, 3], "unjudged")  # 3 belongs to a step
+        assert_same(journal.unused_groups(), [groups[1]])
+        journal.append_groups(None, [make_group(1)], SAMPLING)
+        journal.discard([1], "unjudged")
+    aside = sorted((tmp_path / "rollouts" / "discarded").iterdir())
+    assert [path.name for path in aside] == ["unjudged.0.parquet", "unjudged.1.parquet"]
+    assert_same(groups_of(read_table(aside[0])), [groups[0]])
+
+
 def test_messages_references_and_missing_verdicts_round_trip(tmp_path):
     task = Task("m", ({"role": "user", "content": "1/2?"},), ("1/2", "0.5"), metadata={"a": [1, {"b": None}]})
     masked = make_rollout(task, 1, verdict=Verdict("masked", None))

@@ -91,6 +91,25 @@ def test_no_intact_checkpoint_is_bad_input_and_changes_nothing(run):
     assert len(list((run / "checkpoints").glob("step_*"))) == 3
 
 
+def test_a_run_that_never_began_makes_way_and_any_other_stays(tmp_path, run):
+    config = Config(name="stopped", runs_dir=str(tmp_path))
+    made = prepare(config)
+    with pytest.raises(UsageError, match="is being trained by another process"):
+        prepare(config)
+    made.lock.close()
+    with pytest.raises(UsageError, match="start it anew: reasoner train --name stopped"):
+        resume(made.path)
+    (made.path / "metrics.jsonl").write_text('{"step": 0}\n')
+    again = prepare(config)
+    again.lock.close()
+    assert not (again.path / "metrics.jsonl").exists()
+    (again.path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n')
+    with pytest.raises(UsageError, match="exists already"):
+        prepare(config)
+    with pytest.raises(UsageError, match="exists already"):
+        prepare(Config(name="r", runs_dir=str(tmp_path)))
+
+
 def test_the_configuration_of_every_step_stays_known(run):
     def steps_by_file():
         return [(until, load_config(file).steps) for until, file in config_files(run)]

@@ -44,6 +44,12 @@ def test_outstanding_positions_come_first_and_journaled_ones_not_again():
     assert running.next() == (13, Task("t1", "?", "1"))
 
 
+def test_what_was_put_aside_comes_again_first_and_once():
+    running = stream(next_index=6, outstanding=[4])
+    running.again([5, 2, 4])
+    assert positions(running, 4) == [2, 4, 5, 6]
+
+
 def test_solved_tasks_of_a_finite_source_are_retired_until_all_are():
     running = stream()
     running.arrived(group(0, RIGHT, WRONG))
