@@ -385,10 +385,5 @@ def _environment(made_by: type[TextEnv], spec: str, seed: int) -> TaskSource:
     from envs.wrapped import EnvironmentTasks
 
     source = EnvironmentTasks(made_by, spec, seed)
-    try:
-        source.train(0)
-    except UsageError:
-        raise
-    except Exception as error:  # foreign code
-        raise UsageError(f"the environment {spec!r} failed: {type(error).__name__}: {error}") from error
+    source.train(0)
     return source

@@ -10,8 +10,9 @@ from typing import Any
 from envs.base import TextEnv
 from envs.specs import Spec, UnknownOption, nearest, split_outside, value
 from envs.tasks import SPLITS, TaskSource, load_tasks, source_of, splits_of
-from reasoner.errors import UsageError
+from reasoner.errors import ReasonerError, UsageError
 from reasoner.types import Task
+from verifiers.base import describe_exception
 
 HELD_OUT_ONE_IN = 8
 _DRAWS_A_TASK = 10 * HELD_OUT_ONE_IN
@@ -136,8 +137,15 @@ class EnvironmentTasks:
         return list(found.values())
 
     def _draw(self, position: str, redraw: int) -> Task:
-        env = self.make()
-        env.reset(seed=_hash(f"{position}/{redraw}") % 2**31)
+        try:
+            env = self.make()
+            env.reset(seed=_hash(f"{position}/{redraw}") % 2**31)
+        except ReasonerError:
+            raise
+        except Exception as error:  # foreign code
+            raise UsageError(
+                f"the environment {self.name} failed to begin {position}: {describe_exception(error)}"
+            ) from error
         task = env.task
         assert task is not None, "reset sets it"
         env.close()

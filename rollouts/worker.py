@@ -149,8 +149,9 @@ class RolloutWorker:
         ]
 
     def _begin(self, task: Task) -> _Episode:
-        with _named(task, "begin"):
+        with _named("the environment", task):
             env = self.source.env(task)
+        with _named(f"{type(env.unwrapped).__name__}.begin", task):
             observation = _text(env.reset(options={"task": task, "verify": self._verify_one})[0], env)
         return _Episode(task, env, self.prompt_ids(task, observation))
 
@@ -205,7 +206,7 @@ class RolloutWorker:
         """(observation, terminated, truncated) for what was sampled; in a thread where it may take long."""
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         env = episode.env
-        with _named(episode.task, "step"):
+        with _named(f"{type(env.unwrapped).__name__}.respond", episode.task):
             if getattr(env.unwrapped, "blocking", False):
                 stepped = await asyncio.to_thread(env.step, text)
             else:
@@ -261,16 +262,16 @@ def _text(observation: Any, env: Any) -> str:
 
 
 @contextmanager
-def _named(task: Task, moment: str) -> Iterator[None]:
-    """An environment is somebody's own code: what it raises names the task and the line."""
+def _named(method: str, task: Task) -> Iterator[None]:
+    """An environment is somebody's own code: what it raises names the method, the task and the line."""
     try:
         yield
+    except UsageError as error:
+        raise UsageError(f"task {task.id}: {error}") from error
     except ReasonerError:
         raise
     except Exception as error:
-        raise ReasonerError(
-            f"the environment failed to {moment} on task {task.id}: {describe_exception(error)}"
-        ) from error
+        raise ReasonerError(f"{method} failed on task {task.id}: {describe_exception(error)}") from error
 
 
 def build_worker(

@@ -57,7 +57,8 @@ class HttpVerifier(Verifier):
         """The decoded answer, or why there is none."""
         import httpx
 
-        deadline = time.monotonic() + max(self.timeout_s - MARGIN_S, self.timeout_s / 2)
+        patience_s = max(self.timeout_s - MARGIN_S, self.timeout_s / 2)
+        deadline = time.monotonic() + patience_s
         problem, attempt = "", 0
         while attempt < ATTEMPTS and (left := deadline - time.monotonic()) > 0:
             attempt += 1
@@ -70,7 +71,7 @@ class HttpVerifier(Verifier):
                 if response.status_code not in _TRY_AGAIN:
                     break
             except httpx.TimeoutException:
-                problem = f"no answer within {self.timeout_s:g} s"
+                problem = f"no answer within {patience_s:g} s"
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
             except ValueError as error:

@@ -99,8 +99,10 @@ class Worker:
 
     def __init__(self, connection: Connection, verifier: Verifier, timeout_s: float) -> None:
         self.connection, self.verifier, self.kill_after_s = connection, verifier, timeout_s
+        with contextlib.suppress(AttributeError):  # it may be frozen
+            verifier.timeout_s = timeout_s  # one that waits gives up in time to say what it waited for
         if getattr(verifier, "is_async", False):  # its calls end one by one, each at its own deadline
-            verifier.timeout_s, self.kill_after_s = timeout_s, timeout_s + ASYNC_GRACE_S
+            self.kill_after_s += ASYNC_GRACE_S
         self._emitter = Emitter(connection.fileno())
         self.builtin = type(verifier).__module__.startswith("verifiers.") and not isinstance(
             verifier, CallableVerifier

@@ -268,11 +268,18 @@ def test_an_environment_that_raises_names_itself_the_task_and_the_line(my_env):
     my_env.Bad = type("Bad", (Guess,), {"respond": broken})
     subject, _, _ = worker([tokens("1")], load_tasks("my_env:Bad"))
     with pytest.raises(
-        ReasonerError, match=r"failed to step on task t: KeyError: 'nowhere' \(test_env_interactive"
+        ReasonerError,
+        match=r"^Bad\.respond failed on task t: KeyError: 'nowhere' \(test_env_interactive\.py:\d+\)$",
     ):
         run(subject, [TASK])
+    my_env.Bad = type("Bad", (Guess,), {"respond": lambda self, action: (3, True, False, "")})
+    subject, _, _ = worker([tokens("1")], load_tasks("my_env:Bad"))
+    with pytest.raises(UsageError, match=r"^task t: Bad\.respond gave an observation of type int"):
+        run(subject, [TASK])
     my_env.Bad = type("Bad", (Guess,), {"begin": broken})
-    with pytest.raises(UsageError, match="the environment 'my_env:Bad' failed: KeyError"):
+    with pytest.raises(
+        UsageError, match=r"my_env:Bad failed to begin train/0/0: KeyError: 'nowhere' \(test_env_"
+    ):
         load_tasks("my_env:Bad")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from reasoner.errors import UsageError
 from reasoner.types import Task, Verdict
-from verifiers import load_verifier
+from verifiers import VerifierPool, load_verifier
 from verifiers.adapters import from_reasoning_gym, from_trl, from_verl
 from verifiers.composite import Composite
 from verifiers.http import HttpVerifier
@@ -99,7 +99,15 @@ def test_an_endpoint_that_is_down_or_late_is_named(endpoint):
     url, _, answers = endpoint
     answers.append((200, lambda: time.sleep(1) or '{"verdicts": [true]}'))
     late = HttpVerifier(url, timeout_s=0.4).verify("84", TASK)
-    assert late.status == "error" and "no answer within 0.4 s" in late.detail
+    assert late.status == "error" and f"{url}: no answer within 0.2 s" in late.detail
+
+
+def test_an_endpoint_that_hangs_is_named_before_a_shorter_deadline_of_the_pool(endpoint):
+    url, _, answers = endpoint
+    answers.append((200, lambda: time.sleep(1.5) or '{"verdicts": [true]}'))
+    with VerifierPool(url, timeout_s=1) as pool:
+        (late,) = pool.verify_group(["84"], TASK)
+    assert late.status == "error" and late.detail == f"{url}: no answer within 0.5 s (1 attempt)"
 
 
 @pytest.mark.parametrize("url", ["http://", "ftp://x/y"])
