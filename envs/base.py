@@ -123,7 +123,8 @@ class TextEnv(gymnasium.Env[str, str]):
         raise NotImplementedError
 
     def respond(self, action: str) -> tuple[str, bool, bool, str | None]:
-        """(text to append, terminated, truncated, text to grade: not None exactly on the last turn)."""
+        """(text to append, terminated, truncated, text to grade). The last is looked at on the last turn only;
+        None there means the action itself."""
         raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:

@@ -41,6 +41,12 @@ class Endless(TextEnv):
         return "", False, True, None
 
 
+def test_the_last_action_is_graded_where_the_environment_names_no_text():
+    env = Endless()
+    env.reset()
+    assert env.step("42")[2:] == (False, True, {"task_id": TASK.id, "completion": "42"})
+
+
 def test_the_registered_environment_passes_check_env():
     env = gymnasium.make("reasoner/Arithmetic-v0")
     check_env(env.unwrapped)
