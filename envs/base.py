@@ -123,7 +123,7 @@ class TextEnv(gymnasium.Env[str, str]):
         raise NotImplementedError
 
     def respond(self, action: str) -> tuple[str, bool, bool, str | None]:
-        """(text to append, terminated, truncated, text to grade). The last is looked at on the last turn only;
+        """(text to append, terminated, truncated, text to grade). The last counts on the last turn only;
         None there means the action itself."""
         raise NotImplementedError
 
