@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -22,7 +23,10 @@ class StopSignals:
         return self._asked
 
     def catch(self) -> None:
-        """Again, after a library has installed handlers of its own."""
+        """Again, after a library has installed handlers of its own. Nothing where `train` runs in another
+        thread: signals are the main thread's."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for signum in (signal.SIGINT, signal.SIGTERM):
             handler = signal.signal(signum, self._ask)
             self._before.setdefault(signum, handler)
