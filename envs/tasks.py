@@ -216,10 +216,13 @@ def _check_fields(fields: Any, path: Path) -> None:
     if not (unknown := [f for f in fields if f not in _FIELDS]):
         return
     message = f"unknown field {unknown[0]!r}"
-    if near := get_close_matches(unknown[0], _FIELDS, 1):
+    columns = {name: obvious_column(name, fields) for name in ("prompt", "reference")}
+    renamed, obvious = not columns.keys() <= fields.keys(), "COLUMN" not in columns.values()
+    near = get_close_matches(unknown[0], _FIELDS, 1)
+    if near and not (renamed and obvious):
         message += f" (did you mean {near[0]!r}?)"
-    elif not {"prompt", "reference"} <= fields.keys():
-        mapped = ", ".join(f"{name}={obvious_column(name, fields)}" for name in ("prompt", "reference"))
+    elif renamed:
+        mapped = ", ".join(f"{name}={column}" for name, column in columns.items())
         file = path if path.is_absolute() else f"./{path}"
         message += f". For columns of other names write hf:{file}({mapped})"
     raise ValueError(f"{message}. A task has the fields {', '.join(_FIELDS)}")

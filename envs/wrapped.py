@@ -140,15 +140,15 @@ class EnvironmentTasks:
         try:
             env = self.make()
             env.reset(seed=_hash(f"{position}/{redraw}") % 2**31)
+            task = env.task
+            assert task is not None, "reset sets its task"
+            env.close()
         except ReasonerError:
             raise
         except Exception as error:  # foreign code
             raise UsageError(
                 f"the environment {self.name} failed to begin {position}: {describe_exception(error)}"
             ) from error
-        task = env.task
-        assert task is not None, "reset sets it"
-        env.close()
         return replace(task, id=f"{self.name}/{position}")
 
 

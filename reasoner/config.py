@@ -236,9 +236,15 @@ class Config(Section):
     @classmethod
     def _known(cls, given: Any) -> Any:
         if isinstance(given, Mapping):
-            sections = {key: value for key, value in given.items() if not isinstance(value, BaseModel)}
-            for key in _dotted(sections):
-                _check_known(key, {key for key, _, _ in config_keys()}, "Config")
+            known = {key for key, _, _ in config_keys()}
+            for key, value in given.items():
+                is_section = any(k.startswith(f"{key}.") for k in known)
+                if is_section and not isinstance(value, (Mapping, BaseModel)):
+                    raise UsageError(f"{key} in Config is a section with keys of its own, got {value!r}")
+                if not is_section:
+                    _check_known(key, known, "Config")
+            for key in _dotted({k: v for k, v in given.items() if not isinstance(v, BaseModel)}):
+                _check_known(key, known, "Config")
         return given
 
     @model_validator(mode="after")

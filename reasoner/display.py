@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -49,7 +50,7 @@ class Display:
         title: str = "reasoner",
         console: Console | None = None,
     ) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._enabled = self._console.is_terminal if enabled is None else enabled
         self._total_steps = total_steps
         self._title = title
@@ -137,11 +138,12 @@ class Display:
             ("training pass rate", ("pass_rate",), "{:.3f}", (0.0, 1.0)),
             ("response length", ("response_tokens_mean",), "{:.1f} tokens", None),
         ):
-            values = [v for m in self._steps if (v := _get(m, *path)) is not None]
+            lines = [m for m in self._steps if _get(m, *path) is not None]
+            values = [_get(m, *path) for m in lines]
             if values:
                 spark = self._encodable(sparkline(values, _SPARK_WIDTH, bounds))
                 change = Text(f"from {form.format(values[0])}", "bright_black")
-                value = Text(form.format(values[-1]), "bold").append(_unscored(now, path), "bold red")
+                value = Text(form.format(values[-1]), "bold").append(_unscored(lines[-1], path), "bold red")
                 table.add_row(label, value, Text(spark, "cyan"), change)
         rest = [
             ("reward", _number(now, "reward_mean", form=".3f")),
@@ -227,7 +229,7 @@ def _unscored(metrics: Mapping[str, Any], path: Sequence[str]) -> str:
     if path[-1] not in ("pass_rate", "pass@1"):
         return ""
     share = _get(metrics, *path[:-1], "masked_rate")
-    return f" ({share:.0%} unscored)" if share else ""
+    return f" ({'<1%' if share < 0.01 else f'{share:.0%}'} unscored)" if share else ""
 
 
 def sparkline(values: Sequence[float], width: int, bounds: tuple[float, float] | None = None) -> str:

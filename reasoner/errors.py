@@ -23,5 +23,9 @@ class WeightSyncError(ServerError):
     """A server does not compute what the learner computes after a weight update."""
 
 
+class BrokenPolicyError(ReasonerError):
+    """The weights are not finite any more: there is no policy to save."""
+
+
 class ServerLost(ServerError):
     """This server is gone, or does not serve at present: another one may answer the same request."""

@@ -28,7 +28,7 @@ from reasoner.adapters import (
     save_adapters,
 )
 from reasoner.batch import BatchPart, rank_micro_batches, split_minibatches, split_prompts
-from reasoner.errors import ReasonerError, UsageError
+from reasoner.errors import BrokenPolicyError, UsageError
 from reasoner.gradient_noise import GradientNoise
 from reasoner.losses import DEFAULT_EPS, LossFn, PolicyTensors, find_loss, kl_to_reference
 from reasoner.optimizer_state import load_moments, save_moments
@@ -303,8 +303,8 @@ class Learner:
 
     def save(self, path: str | Path) -> None:
         """Write a plain Hugging Face directory (config, fp32 safetensors, tokenizer), adapters merged; with
-        adapters, peft's directory of them beside it. Raises ReasonerError when a weight is not finite: the
-        checkpoint before is the one to go on from."""
+        adapters, peft's directory of them beside it. Raises BrokenPolicyError when a weight is not finite:
+        the checkpoint before is the one to go on from."""
         path = Path(path)
         writes = self.ranks.rank == 0
         if self.config.lora_rank:
@@ -313,9 +313,9 @@ class Learner:
         for weight in exported_weights(self.model):
             merged = weight.merged()  # a collective; only the writer keeps it
             if writes and not merged.isfinite().all():
-                raise ReasonerError(
+                raise BrokenPolicyError(
                     f"{weight.name} is not finite after {self.optimizer_steps} optimizer steps: the policy "
-                    "is broken and was not saved (a lower learner.lr or learner.grad_clip may keep it whole)"
+                    "is broken and is not saved. A lower learner.lr or learner.grad_clip may keep it whole"
                 )
             if writes:
                 state[weight.name] = merged

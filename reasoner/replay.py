@@ -204,7 +204,8 @@ def _describe_rewards(rewards: Rewards | None) -> Iterator[str]:
 
 
 def _shown(rewards: Rewards) -> Iterator[str]:
-    for d in rewards.disagreements[:SHOWN]:
+    shown = sorted(rewards.disagreements, key=lambda d: d.recorded.status == "error")  # real ones first
+    for d in shown[:SHOWN]:
         where = f"step {d.step}, group {d.group_index}, rollout {d.rollout} ({d.task_id})"
         old, new = d.recorded, d.found
         verdicts = f"{old.status} {old.reward} → {new.status} {new.reward}"

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,15 @@ from verifiers import load_verifier
 FREE_DISK_GIB = 1.0
 FIRST_TASKS = 64  # of the training stream, which are looked at before anything starts
 GIT_S = 10.0
+#: What a run may have written before its first checkpoint, beside its configuration, lock and logs.
+WRITTEN_AT_START = {
+    "checkpoints",
+    "fingerprints.jsonl",
+    "metrics.jsonl",
+    "report.html",
+    "rollouts",
+    "tensorboard",
+}
 
 
 @dataclass(frozen=True)
@@ -92,10 +102,7 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
             lock.close()
             raise
         return Run(path, config, newest, model, template, spec, flops, lock, checkpoint, finished, messages)
-    with disk_errors(path):
-        (path / "logs").mkdir(parents=True)
-    _write_config(path, config)
-    return Run(path, config, model, model, template, spec, flops, only_writer(path))
+    return Run(path, config, model, model, template, spec, flops, _make_directory(path, config))
 
 
 def _resume_point(path: Path, config: Config) -> tuple[Path, int, tuple[str, ...]]:
@@ -104,9 +111,8 @@ def _resume_point(path: Path, config: Config) -> tuple[Path, int, tuple[str, ...
     store = CheckpointStore(path, config.checkpoint.keep)
     checkpoint, faults = store.newest_intact()
     if checkpoint is None:
-        advice = (
-            f"start it anew: reasoner train --name {path.name}" if never_began(path) else "start a new run"
-        )
+        anew = f"start it anew: reasoner train {path / 'config.toml'}"
+        advice = anew if never_began(path) else "start a new run"
         raise UsageError("\n".join([f"{path} has no complete checkpoint to resume from: {advice}", *faults]))
     if (checkpoint / "trainer" / "learner.pt").exists():
         raise UsageError(
@@ -251,10 +257,7 @@ def _new_path(config: Config) -> Path:
         taken = (runs / stem).exists()
         return runs / (f"{stem}-{time.time_ns() % 1000:03d}" if taken else stem)
     path = runs / config.name
-    if (path / "config.toml").is_file() and never_began(path):
-        with only_writer(path):  # UsageError while it is only about to begin
-            shutil.rmtree(path)
-    if path.exists():
+    if path.exists() and not never_began(path):
         raise UsageError(
             f"{path} exists already: choose another --name, or continue it: reasoner train --resume {path}"
         )
@@ -262,8 +265,28 @@ def _new_path(config: Config) -> Path:
 
 
 def never_began(path: Path) -> bool:
-    """Whether a run ended before its first step and its first checkpoint: nothing in it is worth keeping."""
-    return CheckpointStore(path).latest() is None and all(line["step"] == 0 for line in read_metrics(path))
+    """Whether this is the directory of a run that ended before its first step and its first checkpoint, and
+    nothing else: then nothing in it is worth keeping."""
+    names = {".lock", "config.toml", "logs"}
+    if path.is_symlink() or not all((path / name).exists() for name in names):
+        return False
+    if {entry.name for entry in path.iterdir()} - names - WRITTEN_AT_START:
+        return False
+    ours = "provenance" in tomllib.loads((path / "config.toml").read_text())
+    steps = [line["step"] for line in read_metrics(path)]
+    return ours and CheckpointStore(path).latest() is None and not any(steps)
+
+
+def _make_directory(path: Path, config: Config) -> IO[bytes]:
+    """Makes it, in place of that of a run that never began; returns its lock."""
+    with disk_errors(path):
+        if path.exists():
+            with only_writer(path):  # UsageError while it is only about to begin
+                shutil.rmtree(path)
+        (path / "logs").mkdir(parents=True)
+    lock = only_writer(path)
+    _write_config(path, config)
+    return lock
 
 
 def prompt_template(template: str, model: ModelSource) -> str:

@@ -67,8 +67,8 @@ class TaskStream:
         self.arrived(group)
 
     def again(self, indices: Iterable[int]) -> None:
-        """These are to be sampled once more."""
-        self.outstanding = sorted({*self.outstanding, *indices})
+        """These are to be sampled once more; those from `next_index` on will be anyway."""
+        self.outstanding = sorted({*self.outstanding, *(i for i in indices if i < self.next_index)})
 
     def stepped(self, groups: Sequence[Group]) -> None:
         """A step was made from these groups; those that are too old are not among them."""

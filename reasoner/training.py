@@ -28,8 +28,8 @@ from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config, load_config
 from reasoner.display import Display
 from reasoner.driver import StopSignals
-from reasoner.errors import ReasonerError, UsageError
-from reasoner.evaluation import SPLITS, check_scored, evaluate_split, nothing_scored, summarise
+from reasoner.errors import BrokenPolicyError, ReasonerError, UsageError
+from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise, verifier_failed
 from reasoner.journal import Journal
 from reasoner.learner_client import LearnerClient
 from reasoner.logs import log_file
@@ -84,11 +84,11 @@ def train(
             _train(run, telemetry)
         except (ray.exceptions.RayError, ReasonerError) as e:
             raise _explained(cluster.unwrap(e), run) from None
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt) as stopped:
             if run.resumed or not never_began(run.path):
                 raise
             shutil.rmtree(run.path, ignore_errors=True)
-            raise Interrupted("") from None
+            raise (Interrupted("") if isinstance(stopped, Interrupted) else stopped) from None
         finally:
             run.lock.close()
     return run.path
@@ -129,7 +129,8 @@ def _train(run: Run, telemetry: Telemetry) -> None:
 def _explained(error: BaseException, run: Run) -> BaseException:
     """The error with what is left of the run: how to go on, or nothing where nothing had begun."""
     if CheckpointStore(run.path).latest() is not None:
-        return ReasonerError(f"{error}\nThe run is saved. Continue with: reasoner train --resume {run.path}")
+        saved = "The last checkpoint stands" if isinstance(error, BrokenPolicyError) else "The run is saved"
+        return ReasonerError(f"{error}\n{saved}. Continue with: reasoner train --resume {run.path}")
     if isinstance(error, UsageError) and not run.resumed and not read_metrics(run.path):
         shutil.rmtree(run.path)
     return error
@@ -209,6 +210,8 @@ class Loop:
         except Interrupted:
             self._save_if_new()
             raise
+        except BrokenPolicyError:
+            raise  # there is nothing to save
         except (ray.exceptions.RayError, ReasonerError):
             log.exception("step %d failed", self.progress.step + 1)  # the traceback is for logs/driver.log
             self._save_if_possible()
@@ -490,15 +493,16 @@ class Loop:
         self.stream.continue_after_journaled(sampled_ahead=self.config.max_staleness > 0)
 
     def _restore_queue(self) -> None:
-        """What the journal holds is queued again; what was being sampled, or what nobody could judge, is
+        """What the journal holds is queued again; what was being sampled, or what the verifier failed on, is
         sampled anew."""
         groups = self.journal.resume(self.progress.step, self.progress.policy_version)
-        unjudged = [group.index for group in groups if nothing_scored([group])]
+        unjudged = {group.index for group in groups if verifier_failed(group)}
         if unjudged:
-            self.journal.discard(unjudged, "unjudged")
+            self.journal.discard(sorted(unjudged), "unjudged")
             self.stream.again(unjudged)
+            self.saved_step = None  # a checkpoint must know that they are to come
             self.display.message(
-                f"the verifier had scored nothing in {len(unjudged)} groups: sampling them again"
+                f"the verifier had failed on {len(unjudged)} whole groups: sampling them again"
             )
         for group in groups:
             if group.index in unjudged:

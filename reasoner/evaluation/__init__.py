@@ -13,7 +13,7 @@
 """
 
 from reasoner.evaluation.run import EvalOptions, evaluate
-from reasoner.evaluation.splits import SPLITS, check_scored, evaluate_split, nothing_scored, summarise
+from reasoner.evaluation.splits import SPLITS, check_scored, evaluate_split, summarise, verifier_failed
 
 __all__ = [
     "SPLITS",
@@ -21,6 +21,6 @@ __all__ = [
     "check_scored",
     "evaluate",
     "evaluate_split",
-    "nothing_scored",
     "summarise",
+    "verifier_failed",
 ]

@@ -96,17 +96,16 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def nothing_scored(groups: Sequence[Group]) -> bool:
-    """Whether there are verdicts and every one says that the verifier, or the reference, failed."""
-    verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
-    return bool(verdicts) and all(v.status in ("error", "bad_reference") for v in verdicts)
-
-
 def check_scored(groups: Sequence[Group]) -> None:
     """Raises ReasonerError when a verifier scored nothing at all: it is broken, or the references are."""
-    if nothing_scored(groups):
-        verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
+    verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
+    if verdicts and all(v.status in ("error", "bad_reference") for v in verdicts):
         raise ReasonerError(
             f"the verifier scored none of {len(verdicts)} rollouts: "
             f"{verdicts[0].status}: {verdicts[0].detail}"
         )
+
+
+def verifier_failed(group: Group) -> bool:
+    """Whether the verifier failed on every rollout of the group; mended, it may judge the next ones."""
+    return all(r.verdict is not None and r.verdict.status == "error" for r in group.rollouts)

@@ -122,6 +122,7 @@ def test_a_line_leaves_out_what_is_missing():
     assert "pass 0.250 (12% unscored)  " in plain_line(unscored, 10)
     assert "held-out 0.500 (25% unscored)" in plain_line(unscored, 10)
     assert "unscored" not in plain_line(step(3, masked_rate=0.0), 10)
+    assert "pass 0.250 (<1% unscored)" in plain_line(step(3, masked_rate=0.003), 10)
 
 
 FAILING = """

@@ -154,6 +154,7 @@ def test_the_stream_of_a_file_goes_through_every_task_once_an_epoch(tmp_path):
             {"question": "p", "answer": "1"},
             r"names write hf:/.*tasks.jsonl\(prompt=question, reference=answer\)",
         ),
+        ({"problem": "p", "answer": "1"}, r"\(prompt=problem, reference=answer\)"),
         ({"ask": "p", "answer": "1", "solution": "1"}, r"\(prompt=COLUMN, reference=COLUMN\)"),
         ('{"prompt": "p', r"tasks.jsonl:2: Unterminated string starting at \(column 12\)$"),
         ({"prompt": "p", "reference": "1", "id": "tasks/1"}, "already used on line 1"),

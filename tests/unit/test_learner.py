@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from reasoner.batch import select_rollouts
 from reasoner.config import Config
-from reasoner.errors import ReasonerError, UsageError
+from reasoner.errors import BrokenPolicyError, UsageError
 from reasoner.learner import Learner, LearnerConfig
 from reasoner.losses import PolicyTensors, cispo
 from reasoner.update_metrics import importance_metrics
@@ -260,7 +260,7 @@ def test_a_policy_that_is_not_finite_is_not_saved(model_dir, tmp_path):
     broken = learner(model_dir)
     with torch.no_grad():
         next(broken.model.parameters())[3, 1] = torch.inf
-    with pytest.raises(ReasonerError, match=r"embed_tokens.weight is not finite after 0 optimizer steps"):
+    with pytest.raises(BrokenPolicyError, match=r"embed_tokens.weight is not finite after 0 optimizer steps"):
         broken.save(tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 

@@ -97,9 +97,12 @@ def test_a_run_that_never_began_makes_way_and_any_other_stays(tmp_path, run):
     with pytest.raises(UsageError, match="is being trained by another process"):
         prepare(config)
     made.lock.close()
-    with pytest.raises(UsageError, match="start it anew: reasoner train --name stopped"):
+    with pytest.raises(UsageError, match=r"start it anew: reasoner train \S*/stopped/config.toml"):
         resume(made.path)
     (made.path / "metrics.jsonl").write_text('{"step": 0}\n')
+    with pytest.raises(UsageError):
+        prepare(config.model_copy(update={"model": "no such model"}))
+    assert (made.path / "metrics.jsonl").exists(), "a run that cannot start changes nothing"
     again = prepare(config)
     again.lock.close()
     assert not (again.path / "metrics.jsonl").exists()
@@ -108,6 +111,25 @@ def test_a_run_that_never_began_makes_way_and_any_other_stays(tmp_path, run):
         prepare(config)
     with pytest.raises(UsageError, match="exists already"):
         prepare(Config(name="r", runs_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "unlocked", "linked", "config"])
+def test_what_is_not_just_a_run_that_never_began_is_never_replaced(tmp_path, foreign):
+    config = Config(name="mine", runs_dir=str(tmp_path))
+    made = prepare(config)
+    made.lock.close()
+    if foreign == "unlocked":
+        (made.path / ".lock").unlink()
+    elif foreign == "linked":
+        made.path.rename(tmp_path / "elsewhere")
+        made.path.symlink_to(tmp_path / "elsewhere")
+    elif foreign == "config":
+        (made.path / "config.toml").write_text('model = "embedded"\n')
+    else:
+        (made.path / foreign).touch()
+    with pytest.raises(UsageError, match="exists already"):
+        prepare(config)
+    assert (made.path / "config.toml").exists()
 
 
 def test_the_configuration_of_every_step_stays_known(run):

@@ -46,8 +46,8 @@ def test_outstanding_positions_come_first_and_journaled_ones_not_again():
 
 def test_what_was_put_aside_comes_again_first_and_once():
     running = stream(next_index=6, outstanding=[4])
-    running.again([5, 2, 4])
-    assert positions(running, 4) == [2, 4, 5, 6]
+    running.again([5, 2, 4, 7])
+    assert positions(running, 6) == [2, 4, 5, 6, 7, 8]
 
 
 def test_solved_tasks_of_a_finite_source_are_retired_until_all_are():
