@@ -238,13 +238,13 @@ class Config(Section):
         if isinstance(given, Mapping):
             known = {key for key, _, _ in config_keys()}
             for key, value in given.items():
-                is_section = any(k.startswith(f"{key}.") for k in known)
-                if is_section and not isinstance(value, (Mapping, BaseModel)):
-                    raise UsageError(f"{key} in Config is a section with keys of its own, got {value!r}")
-                if not is_section:
+                if not any(k.startswith(f"{key}.") for k in known):
                     _check_known(key, known, "Config")
-            for key in _dotted({k: v for k, v in given.items() if not isinstance(v, BaseModel)}):
-                _check_known(key, known, "Config")
+                elif isinstance(value, Mapping):
+                    for nested in _dotted(value, f"{key}."):
+                        _check_known(nested, known, "Config")
+                elif not isinstance(value, BaseModel):
+                    raise UsageError(f"{key} in Config is a section with keys of its own, got {value!r}")
         return given
 
     @model_validator(mode="after")

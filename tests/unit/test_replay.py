@@ -339,24 +339,24 @@ def test_an_incomplete_journal_is_refused(run):
         replay(run)
 
 
-def test_rewards_nobody_has_used_yet_are_verified_too(run):
+def journal_a_waiting_group(run: Path, verdict: Verdict) -> None:
+    """One that no step has used, whose first rollout (wrong, in truth) has this verdict."""
+    waiting = make_group(50, STEPS)
+    first = replace(waiting.rollouts[0], verdict=verdict)
     with Journal(run) as journal:
-        waiting = make_group(50, STEPS)
-        lie = replace(waiting.rollouts[0], verdict=Verdict.correct("0"))
         journal.append_groups(
-            None, [replace(waiting, rollouts=(lie, *waiting.rollouts[1:]))], SamplingParams(16)
+            None, [replace(waiting, rollouts=(first, *waiting.rollouts[1:]))], SamplingParams(16)
         )
+
+
+def test_rewards_nobody_has_used_yet_are_verified_too(run):
+    journal_a_waiting_group(run, Verdict.correct("0"))
     (found,) = replay(run).rewards.disagreements
     assert (found.step, found.group_index, found.rollout) == (None, 50, 0)
 
 
 def test_a_recorded_error_is_no_verdict_that_could_be_contradicted(run):
-    with Journal(run) as journal:
-        waiting = make_group(50, STEPS)
-        lost = replace(waiting.rollouts[0], verdict=Verdict.error("the verifier process died"))
-        journal.append_groups(
-            None, [replace(waiting, rollouts=(lost, *waiting.rollouts[1:]))], SamplingParams(16)
-        )
+    journal_a_waiting_group(run, Verdict.error("the verifier process died"))
     result = replay(run)
     assert len(result.rewards.disagreements) == 1 and result.reproduced
     assert any("1 had no verdict (error) and have one now" in line for line in describe(result))
