@@ -40,7 +40,9 @@ async def forever():
 try:
     asyncio.run(forever())
 except ServerError as error:
-    print("ServerError", " ".join(str(error).split())[:60], flush=True)
+    line = "ServerError " + " ".join(str(error).split())[:60]
+    sys.stdout.write(f"\\n{line}\\n")  # in one piece: a thread of Ray's prints there too
+    sys.stdout.flush()
 """
 
 
