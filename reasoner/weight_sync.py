@@ -27,12 +27,13 @@ from reasoner.errors import ReasonerError, ServerError, UsageError, WeightSyncEr
 from reasoner.types import SyncReport
 from reasoner.weight_channel import GatherOnly, SharedMemoryChannel, vllm_trainer
 from rollouts.control import Probe, ServerControl, control
+from rollouts.laps import Laps
 
 Refit = tuple[dict[int, Probe], dict[str, float]]  # what servers answered, by position; seconds by phase
 Score = Callable[[list[np.ndarray]], list[np.ndarray]]
 
-PROBE_SEQUENCES = 4
-PROBE_TOKENS = 48  # more than one prefix-cache block, so that a stale block would be hit
+PROBE_SEQUENCES = 2  # faults show at nearly every token, and servers sample nothing meanwhile
+PROBE_TOKENS = 40  # more than one prefix-cache block, so that a stale block would be hit
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,6 @@ class LogprobDiff:
     p99: float
     max: float
     tokens: int
-
-
-class _Clock:
-    """Seconds between laps, by name."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
 
 
 class ServersFailed(WeightSyncError):
@@ -147,7 +136,7 @@ class WeightSync:
         if self._rank != 0:
             self._channel.send()
             return SyncReport(version, time.perf_counter() - started)
-        clock = _Clock()
+        clock = Laps()
         num_bytes = self._channel.load()
         clock.lap("load")
         refit = self._refit if self._backend == "shared_memory" else self._refit_together
@@ -157,8 +146,8 @@ class WeightSync:
         clock.lap("compare")
         self._each(lambda c: c.resume(version), failures)
         clock.lap("resume")
-        del clock.laps["refit"]  # it consists of `laps`
-        seconds, phases = time.perf_counter() - started, clock.laps | laps
+        del clock.seconds["refit"]  # it consists of `laps`
+        seconds, phases = time.perf_counter() - started, clock.seconds | laps
         report = SyncReport(version, seconds, sum(laps.values()), num_bytes, worst, phases=phases)
         if failures:
             raise ServersFailed(report, self._rejected(version, failures))
@@ -203,14 +192,14 @@ class WeightSync:
         copy = self._channel.put() if self._far else None
 
         def refit(server: ServerControl) -> tuple[Probe, dict[str, float]]:
-            clock = _Clock()
-            server.pause(self._clear_cache, self._keep_kv)
-            clock.lap("pause")
-            server.receive(version, copy if server in self._far else None)
-            clock.lap("transfer")
-            answer = server.probe(sequences, self._temperature)
-            clock.lap("probe")
-            return answer, clock.laps
+            return server.refit(
+                version,
+                copy if server in self._far else None,
+                sequences,
+                self._temperature,
+                clear_cache=self._clear_cache,
+                keep_kv=self._keep_kv,
+            )
 
         done = self._each(refit, failures)
         slowest: dict[str, float] = max(
@@ -222,7 +211,7 @@ class WeightSync:
         self, version: int, sequences: list[np.ndarray], failures: dict[int, Exception]
     ) -> Refit:
         """The same for a collective transfer: begun when all have paused, it succeeds for all or none."""
-        clock = _Clock()
+        clock = Laps()
         self._each(lambda c: c.pause(self._clear_cache, self._keep_kv), failures)
         clock.lap("pause")
         try:
@@ -233,7 +222,7 @@ class WeightSync:
         clock.lap("transfer")
         answers = self._each(lambda c: c.probe(sequences, self._temperature), failures)
         clock.lap("probe")
-        return answers, clock.laps
+        return answers, clock.seconds
 
     def _compare(self, answers: Mapping[int, Probe], failures: dict[int, Exception]) -> float:
         """The largest difference over all servers; those above the tolerance are added to `failures`."""

@@ -18,6 +18,7 @@ import ray
 from reasoner.errors import ServerError, ServerLost, UsageError
 from reasoner.types import Completion
 from rollouts.http_sampler import FAILED, PROBING, HTTPSampler
+from rollouts.laps import Laps
 from rollouts.packing import pack_sequences
 from rollouts.sampler import RaySampler, own_error
 
@@ -80,6 +81,26 @@ class ServerControl(ABC):
         self.finish_weight_update()
         self.set_version(version)
 
+    def refit(
+        self,
+        version: int,
+        weights: Any,
+        sequences: Sequence[np.ndarray],
+        temperature: float,
+        *,
+        clear_cache: bool,
+        keep_kv: bool,
+    ) -> tuple[Probe, dict[str, float]]:
+        """Pause, `receive`, probe: the probe's answer, and the seconds of `pause`, `transfer` and `probe`."""
+        clock = Laps()
+        self.pause(clear_cache, keep_kv)
+        clock.lap("pause")
+        self.receive(version, weights)
+        clock.lap("transfer")
+        answer = self.probe(sequences, temperature)
+        clock.lap("probe")
+        return answer, clock.seconds
+
 
 class RayControl(ServerControl):
     """A `VLLMServer` actor. After its probe it goes on, and holds back what it completes until the resume."""
@@ -106,8 +127,22 @@ class RayControl(ServerControl):
     def shares_memory(self) -> bool:
         return self._get(self._actor.node_id.remote()) == ray.get_runtime_context().get_node_id()
 
-    def receive(self, version: int, weights: Any = None) -> None:
-        self._get(self._actor.receive_weights.remote(version, weights))
+    def refit(
+        self,
+        version: int,
+        weights: Any,
+        sequences: Sequence[np.ndarray],
+        temperature: float,
+        *,
+        clear_cache: bool,
+        keep_kv: bool,
+    ) -> tuple[Probe, dict[str, float]]:
+        """In one call: while the server is paused, every way to it and back is generation lost."""
+        packed = pack_sequences([s.tolist() for s in sequences])
+        (scores, sampled), seconds = self._get(
+            self._actor.refit.remote(version, weights, packed, temperature, clear_cache, keep_kv)
+        )
+        return _joined(sequences, scores, sampled.unpack()), seconds
 
     def pause(self, clear_cache: bool, keep_kv: bool = False) -> None:
         self._get(self._actor.pause.remote(clear_cache, keep_kv))

@@ -25,6 +25,7 @@ import ray
 
 from reasoner.errors import ServerError, ServerLost, UsageError
 from reasoner.types import Completion, SamplingParams
+from rollouts.laps import Laps
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
 from rollouts.vllm_core import ServerConfig, set_environment, start_core, stop_token_ids
 
@@ -187,13 +188,28 @@ class VLLMServer:
     async def update_weight_version(self, version: str | int) -> None:
         await asyncio.wrap_future(self._engine.set_version(int(version)))
 
-    async def receive_weights(self, version: int, weights: np.ndarray | None = None) -> None:
-        """A whole update in one call (`shared_memory`); `weights` (size,) uint8 when they come from another
-        node, None when they are in place already."""
+    async def refit(
+        self,
+        version: int,
+        weights: np.ndarray | None,
+        sequences: PackedSequences,
+        temperature: float,
+        clear_cache: bool,
+        keep_kv: bool,
+    ) -> tuple[tuple[list[np.ndarray], PackedCompletions], dict[str, float]]:
+        """Pause, a whole update (`shared_memory`), probe: the probe's answer and the seconds of each.
+        `weights` (size,) uint8 when they come from another node, None when they are in place already."""
+        clock = Laps()
+        await self.pause(clear_cache, keep_kv)
+        clock.lap("pause")
         await self.start_weight_update()
         await self._worker("update_weights", {"buffer": weights})
         await self.finish_weight_update()
         await self.update_weight_version(version)
+        clock.lap("transfer")
+        answer = await self.probe(sequences, temperature)
+        clock.lap("probe")
+        return answer, clock.seconds
 
     async def sleep(self, level: int = 1) -> None:
         """GPU only, not run here: pause, and give weights and KV memory back until `wake_up`."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from rollouts.requests import Request
 
-PROBE_BLOCKS = 64  # of the KV cache, kept free: more than the probe's eight short sequences need
+PROBE_BLOCKS = 64  # of the KV cache, kept free: more than the probe's four short sequences need
 
 
 class SetAside:

@@ -72,19 +72,25 @@ def start_core(config: ServerConfig) -> tuple[Any, VllmConfig]:
     from vllm.v1.engine.core_client import InprocClient
     from vllm.v1.executor import Executor
 
-    from rollouts.transfer import register
+    from rollouts import cpu_kernels, transfer
+    from rollouts.slots import skip_idle_allocations
 
     if config.device == "cpu":
         torch.set_num_threads(config.threads)
-    register()
+        cpu_kernels.register()
+    transfer.register()
     _import_model_class(config.model)
     vllm_config = EngineArgs(**engine_args(config)).create_engine_config()
     gc.freeze()  # vLLM collects several times while it starts: 0.3 s each over all that was imported
-    return InprocClient(vllm_config, Executor.get_class(vllm_config), log_stats=False), vllm_config
+    core = InprocClient(vllm_config, Executor.get_class(vllm_config), log_stats=False)
+    skip_idle_allocations(core.engine_core.scheduler)
+    return core, vllm_config
 
 
 def engine_args(config: ServerConfig) -> dict[str, Any]:
     from vllm.config import WeightTransferConfig
+
+    from rollouts import cpu_kernels
 
     args: dict[str, Any] = {
         "model": config.model,
@@ -107,6 +113,7 @@ def engine_args(config: ServerConfig) -> dict[str, Any]:
         args["block_size"] = config.block_size
     if config.device == "cpu":
         args |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+        args["ir_op_priority"] = cpu_kernels.PREFERRED
     else:
         args |= {
             "gpu_memory_utilization": config.gpu_memory_utilization,

@@ -189,6 +189,17 @@ def test_teacher_forced_scores_equal_the_learners(fresh, temperature):
     assert agrees(compare_logprobs(server, learner))
 
 
+def test_what_was_sampled_is_in_the_prefix_cache(fresh):
+    """In whole blocks of 32 tokens, those that became full while decoding included."""
+    prompts = tiny_model.prompts(16, 8, seed=11)
+    sampled = [c.token_ids.tolist() for c in fresh.generate(prompts, max_tokens=72)]
+    tokens = max((p + s for p, s in zip(prompts, sampled, strict=True)), key=len)
+    before = ray.get(fresh.actor.stats.remote()).cached_prompt_tokens
+    fresh.generate([tokens], max_tokens=1)
+    cached = ray.get(fresh.actor.stats.remote()).cached_prompt_tokens - before
+    assert cached == (len(tokens) - 1) // 32 * 32 >= 64
+
+
 def test_several_calls_at_once_come_back_to_their_callers(fresh):
     async def many():
         params = SamplingParams(max_tokens=12, temperature=0.0)
