@@ -1,9 +1,12 @@
-"""Difficulty control against fixed difficulty at the same compute: the same number of samples and steps.
+"""Difficulty control against fixed difficulty, after the same number of samples and at the same FLOPs.
 
-Two streams: `arithmetic` (1 to 4 operations, all within reach of the embedded model) and `deep`, the same
-generator with 1 to 7 operations, of which it never solves the longest: fixed difficulty wastes their groups.
-Each with `tasks.curriculum` none and adaptive, interleaved, `--seeds` times. Runs that are there are not
-repeated, so that a stopped benchmark goes on.
+Three streams: `arithmetic` (1 to 4 operations, all within reach of the embedded model), `deep`, the same
+generator with 1 to 7 operations, of which it never solves the longest: fixed difficulty wastes their groups,
+and `chain_sum`, reasoning-gym's, with five of its levels. Each with `tasks.curriculum` none and adaptive,
+interleaved, `--seeds` times. Runs that are there are not repeated, so that a stopped benchmark goes on.
+
+`…_gain_at_equal_flops` is held-out pass@1 under the adaptive curriculum less that under none, where both have
+spent the FLOPs (rollouts and updates) that the cheaper of the two spent in all: a line between evaluations.
 
     python -m benchmarks.curriculum [--steps 30] [--seeds 2] [--runs-dir runs] [--streams arithmetic,deep]
 """
@@ -25,7 +28,11 @@ from reasoner.types import Task
 
 BAND = (0.2, 0.8)
 GROUPS = 32
-STREAMS = {"arithmetic": "arithmetic", "deep": "benchmarks.curriculum:deep"}
+STREAMS = {
+    "arithmetic": "arithmetic",
+    "deep": "benchmarks.curriculum:deep",
+    "chain_sum": "rg:chain_sum(levels=0-4)",
+}
 ARMS = ("none", "adaptive")
 
 
@@ -52,7 +59,7 @@ def metrics_of(run: Path, stream: str, arm: str, seed: int, steps: int) -> list[
     lines = read_metrics(run)
     if not lines or lines[-1]["step"] < steps:
         new = [f"--runs_dir={run.parent}", f"--name={run.name}", f"--seed={seed}", f"--steps={steps}"]
-        new += [f"--tasks.source={STREAMS[stream]}", f"--tasks.curriculum={arm}", "--eval.every=10"]
+        new += [f"--tasks.source={STREAMS[stream]}", f"--tasks.curriculum={arm}", "--eval.every=5"]
         new += [f"--rollout.groups_per_step={GROUPS}", "--eval.problems=140", "--checkpoint.every=0"]
         flags = ["--resume", str(run)] if lines else new
         subprocess.run([sys.executable, "-m", "reasoner.cli", "train", *flags], check=True)
@@ -65,14 +72,27 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
     rates = np.array([line["pass_rate"] for line in steps])
     held_out = {line["step"]: line["eval"]["held_out"] for line in lines if "eval" in line}
     last = held_out[max(held_out)]
+    spent = np.cumsum([(line["train_flops"] or 0) + (line["sample_flops"] or 0) for line in lines])
+    flops = {line["step"]: float(total) for line, total in zip(lines, spent, strict=True)}
     return {
         "held_out": {step: found["pass@1"] for step, found in held_out.items()},
         "held_out_by_level": {level: found["pass@1"] for level, found in last["by_difficulty"].items()},
         "groups_with_signal": 1 - np.mean([line["filtered_groups"] for line in steps]) / GROUPS,
         "steps_in_band": np.mean((rates >= BAND[0]) & (rates <= BAND[1])),
         "stream_pass_rate": rates[[0, len(rates) // 2, -1]].tolist(),
-        "flops": sum((line["train_flops"] or 0) + (line["sample_flops"] or 0) for line in steps),
+        "flops": {step: flops[step] for step in held_out},
     }
+
+
+def gain_at_equal_flops(none: dict[str, Any], adaptive: dict[str, Any]) -> float:
+    """Of two summaries, see the module's docstring."""
+    arms = [
+        [np.array([run[key][step] for step in sorted(run["flops"])]) for key in ("flops", "held_out")]
+        for run in (none, adaptive)
+    ]
+    budget = min(flops[-1] for flops, _ in arms)
+    at_none, at_adaptive = (np.interp(budget, flops, held_out) for flops, held_out in arms)
+    return float(at_adaptive - at_none)
 
 
 def main() -> None:
@@ -97,6 +117,10 @@ def main() -> None:
         for name in ("held_out", "groups_with_signal", "steps_in_band")
         if (values := [_final(run[name]) for run in runs_])
     ]
+    for stream, arms in found.items():
+        gains = [gain_at_equal_flops(*pair) for pair in zip(arms["none"], arms["adaptive"], strict=True)]
+        name = f"curriculum_{stream}_gain_at_equal_flops"
+        figures.append(Figure(name, float(np.mean(gains)), "pass@1", min(gains), max(gains)))
     report("curriculum", figures, found)
 
 
