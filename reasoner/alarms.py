@@ -1,9 +1,11 @@
 """Signs that a run is going wrong, said while it can still be stopped: what was seen, what to try.
 
 Every alarm is a pure function of the steps' metrics (lines of metrics.jsonl) and compares means over windows
-of steps, so that a noisy step raises none; only skipped updates are counted. `Alarms` remembers which are on:
-each is said once, and again only after it was off in between. `Unjudged` looks at verdicts instead. Left
-out: stopping a run by itself.
+of steps, so that a noisy step raises none; only skipped updates are counted. Where the mix of tasks changes
+(an adaptive curriculum, retired tasks), the rates of steps are not comparable: those of the held-out
+evaluations, whose tasks stay the same, take their place. `Alarms` remembers which are on: each is said once,
+and again only after it was off in between. `Unjudged` looks at verdicts instead. Left out: stopping a run by
+itself.
 """
 
 from __future__ import annotations
@@ -23,9 +25,15 @@ ENTROPY_FALL = 0.1  # of the entropy it began with: less is a policy that hardly
 ENTROPY_RISE = 2.0  # times the entropy it began with: more is a policy that forgets
 SOLVED = 0.8  # pass rate from which a low entropy is what success looks like
 TRUNCATED_RISE = 0.15  # of the truncated share, since it was lowest
-REWARD_RISE = 0.15  # of the mean reward, since the beginning
+REWARD_RISE = 0.15  # of the mean reward, since the best evaluation
 SKIPPED = 3  # steps in a row with skipped updates: once or twice is what skipping is for
 SAME_ACCURACY = 0.02  # of held-out pass@1: less is no gain
+#: What an evaluation calls the rates of a step.
+HELD_OUT = {
+    "pass_rate": "pass@1",
+    "truncated_rate": "truncated_rate",
+    "response_tokens_mean": "response_tokens_mean",
+}
 
 
 class Alarms:
@@ -79,9 +87,9 @@ def collapse(entries: Sequence[Entry]) -> str | None:
     if means.max() - means[-1] < FALL:
         return None
     return (
-        f"the pass rate fell from {means.max():.2f} to {means[-1]:.2f} (means of {WINDOW} steps): the policy "
-        "may be collapsing. Stop with Ctrl-C and try a lower learner.lr or learner.grad_clip, or more groups "
-        "a step; checkpoints/best holds the best weights that were evaluated and saved"
+        f"{_rate_name(entries)} fell from {means.max():.2f} to {means[-1]:.2f} (means of {WINDOW} steps): "
+        "the policy may be collapsing. Stop with Ctrl-C and try a lower learner.lr or learner.grad_clip, or "
+        "more groups a step; checkpoints/best holds the best weights that were evaluated and saved"
     )
 
 
@@ -97,9 +105,10 @@ def entropy_collapse(entries: Sequence[Entry]) -> str | None:
     if passed[-1] >= SOLVED or passed[-1] > _before(passed):
         return None
     return (
-        f"entropy fell from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token while the pass rate stays at "
-        f"{passed[-1]:.2f}: the policy has stopped exploring. Try a lower learner.lr, a higher "
-        "learner.ratio_cap or upper learner.clip, larger groups, or a small learner.kl_coef"
+        f"entropy fell from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token while "
+        f"{_rate_name(entries)} stays at {passed[-1]:.2f}: the policy has stopped exploring. Try a lower "
+        "learner.lr, a higher learner.ratio_cap or upper learner.clip, larger groups, or a small "
+        "learner.kl_coef"
     )
 
 
@@ -112,9 +121,10 @@ def entropy_explosion(entries: Sequence[Entry]) -> str | None:
     if entropy[-1] <= ENTROPY_RISE * entropy[0] or passed[-1] >= _before(passed):
         return None
     return (
-        f"entropy rose from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token while the pass rate fell to "
-        f"{passed[-1]:.2f}: the policy is losing what it knew. Try a lower learner.lr or a small "
-        "learner.kl_coef, and look at kl_behaviour and ess: a wrong correction shows there first"
+        f"entropy rose from {entropy[0]:.3f} to {entropy[-1]:.3f} nats a token while "
+        f"{_rate_name(entries)} fell to {passed[-1]:.2f}: the policy is losing what it knew. Try a lower "
+        "learner.lr or a small learner.kl_coef, and look at kl_behaviour and ess: a wrong correction shows "
+        "there first"
     )
 
 
@@ -132,26 +142,30 @@ def length_runaway(entries: Sequence[Entry]) -> str | None:
         return None
     return (
         f"responses grew from {lengths[best]:.0f} to {lengths[-1]:.0f} tokens, {truncated[-1]:.0%} are cut "
-        f"off, and the pass rate did not rise ({passed[best]:.2f} to {passed[-1]:.2f}): length runs away. "
-        "Try learner.aggregation prompt or constant, a larger rollout.max_tokens, or see "
+        f"off, and {_rate_name(entries)} did not rise ({passed[best]:.2f} to {passed[-1]:.2f}): length runs "
+        "away. Try learner.aggregation prompt or constant, a larger rollout.max_tokens, or see "
         "learner.mask_truncated: with it on, nothing holds the length back"
     )
 
 
 def reward_without_accuracy(entries: Sequence[Entry]) -> str | None:
-    """The mean reward rose by `REWARD_RISE` since the beginning, held-out pass@1 did not since step 0."""
-    windows = _window_means(entries, "reward_mean")
-    held_out = [e["eval"]["held_out"]["pass@1"] for e in entries if "held_out" in e.get("eval", {})]
-    if windows is None or len(held_out) < 2:
+    """From the best held-out evaluation to the latest one the mean reward rose by `REWARD_RISE`, held-out
+    pass@1 did not. The best is the first that none after it exceeds by `SAME_ACCURACY`."""
+    evaluations = [
+        (i, rate) for i, e in enumerate(entries) if (rate := _held_out(e).get("pass@1")) is not None
+    ]
+    if not evaluations:
         return None
-    (reward,) = windows
-    if reward[-1] - reward[0] < REWARD_RISE:
-        return None
-    if max(held_out[1:]) - held_out[0] >= SAME_ACCURACY:
+    best, latest = evaluations[0], evaluations[-1]
+    for evaluation in evaluations:
+        if evaluation[1] - best[1] >= SAME_ACCURACY:
+            best = evaluation
+    then, now = _rewards(entries[best[0] :])[:WINDOW], _rewards(entries[: latest[0] + 1])[-WINDOW:]
+    if len(then) < WINDOW or len(now) < WINDOW or np.mean(now) - np.mean(then) < REWARD_RISE:
         return None
     return (
-        f"the reward rose from {reward[0]:.2f} to {reward[-1]:.2f}, but held-out pass@1 did not "
-        f"({held_out[0]:.2f} to {held_out[-1]:.2f}): the policy may be exploiting the verifier or learning "
+        f"the reward rose from {np.mean(then):.2f} to {np.mean(now):.2f}, but held-out pass@1 did not "
+        f"({best[1]:.2f} to {latest[1]:.2f}): the policy may be exploiting the verifier or learning "
         "the tasks by heart. Read the chains that are rewarded (reasoner report), audit the verifier "
         "(reasoner audit), and train on more tasks"
     )
@@ -182,6 +196,7 @@ ALARMS = (
 def _window_means(entries: Sequence[Entry], *keys: str) -> np.ndarray | None:
     """(keys, windows) means over every `WINDOW` consecutive ones of the steps that have all the keys; None
     below two windows of them."""
+    entries = _comparable(entries)
     steps = [[e[key] for key in keys] for e in entries if all(e.get(key) is not None for key in keys)]
     if len(steps) < 2 * WINDOW:
         return None
@@ -191,3 +206,36 @@ def _window_means(entries: Sequence[Entry], *keys: str) -> np.ndarray | None:
 def _before(means: np.ndarray) -> float:
     """The window that ended where the last one begins."""
     return float(means[-1 - WINDOW])
+
+
+def _mix_changes(entries: Sequence[Entry]) -> bool:
+    """Whether the tasks of later steps are other ones than those of earlier steps, by themselves."""
+    retired = {e["retired_prompts"] for e in entries if e.get("retired_prompts") is not None}
+    return len(retired) > 1 or any(e.get("curriculum") for e in entries)
+
+
+def _comparable(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """The steps; where the mix of tasks changes, with held-out values, linear between the evaluations, in
+    place of those of the steps' own tasks. Outside of the evaluations nothing is known."""
+    if not _mix_changes(entries):
+        return entries
+    found = [dict(entry) for entry in entries]
+    for key, held_out in HELD_OUT.items():
+        known = {i: v for i, e in enumerate(entries) if (v := _held_out(e).get(held_out)) is not None}
+        first, last = min(known, default=0), max(known, default=-1)
+        values = np.interp(range(first, last + 1), list(known), list(known.values())) if known else []
+        for i, entry in enumerate(found):
+            entry[key] = values[i - first] if first <= i <= last else None
+    return found
+
+
+def _rate_name(entries: Sequence[Entry]) -> str:
+    return "held-out pass@1" if _mix_changes(entries) else "the pass rate"
+
+
+def _held_out(entry: Entry) -> Entry:
+    return entry.get("eval", {}).get("held_out", {})
+
+
+def _rewards(entries: Sequence[Entry]) -> list[float]:
+    return [e["reward_mean"] for e in entries if e.get("reward_mean") is not None]

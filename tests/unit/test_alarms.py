@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from recorded import rollout
 
 from reasoner.alarms import (
@@ -89,6 +90,70 @@ def test_reward_that_rises_where_accuracy_does_not():
     assert message is not None and "from 0.30 to 0.60" in message and "0.30 to 0.31" in message
     assert reward_without_accuracy(run(0.30, 0.40)) is None
     assert reward_without_accuracy(steps(reward_mean=ramp(0.3, 0.6))) is None, "never evaluated"
+
+
+def test_a_reward_that_rises_after_a_first_gain_in_accuracy():
+    """Both are compared with what they were at the best evaluation, not with the beginning."""
+    reward = [0.2] * 15 + [0.4] * 15 + [0.8] * 30
+    entries = steps(step=list(range(60)), reward_mean=reward)
+    held_out = {0: 0.25, 15: 0.5, 30: 0.5, 45: 0.51}
+    said = {}
+    for step, entry in enumerate(entries):
+        if step in held_out:
+            entry["eval"] = {"held_out": {"pass@1": held_out[step]}}
+        said[step] = reward_without_accuracy(entries[: step + 1])
+    assert [step for step, message in said.items() if message] == list(range(45, 60)), "once it was evaluated"
+    assert "from 0.40 to 0.80" in said[45] and "0.50 to 0.51" in said[45]
+    entries.append({"reward_mean": 0.8, "eval": {"held_out": {"pass@1": 0.55}}})
+    assert reward_without_accuracy(entries) is None, "the accuracy followed"
+    entries[-1]["eval"]["held_out"]["pass@1"] = 0.3
+    assert "0.50 to 0.30" in reward_without_accuracy(entries)
+
+
+HARDER = {
+    "curriculum": [{"add/1": {"share": 1.0}}] * 12 + [{"add/4": {"share": 1.0}}] * 34,
+    "retired_prompts": [0] * 12 + list(range(1, 35)),
+}
+
+
+def harder_tasks(mix, **series):
+    """46 steps whose pass rate falls from 0.85 to 0.55 with harder tasks, with longer answers; `series` holds
+    the entropy and what was evaluated at steps 0, 15, 30 and 45."""
+    run = {"pass_rate": (0.85, 0.55), "response_tokens_mean": (60, 120), "truncated_rate": (0.0, 0.4)}
+    run |= {key: series.pop(key) for key in ("entropy",) if key in series}
+    entries = steps(**{k: [a] * 12 + [b] * 34 for k, (a, b) in run.items()}, **{mix: HARDER[mix]})
+    for entry, held_out in zip(entries[::15], steps(**series), strict=True):
+        entry["eval"] = {"held_out": held_out}
+    return entries
+
+
+@pytest.mark.parametrize("mix", HARDER)
+def test_harder_tasks_are_no_collapse_but_a_fall_of_held_out_accuracy_is(mix):
+    assert collapse(harder_tasks(mix, **{"pass@1": [0.3, 0.5, 0.6, 0.6]})) is None
+    falling = harder_tasks(mix, **{"pass@1": [0.8, 0.8, 0.4, 0.4]})
+    assert "held-out pass@1 fell from 0.80 to 0.40" in collapse(falling)
+    assert collapse(falling + steps(pass_rate=[0.9] * 20)) is not None, "until it is evaluated again"
+    unevaluated = [{key: e[key] for key in ("pass_rate", mix)} for e in falling]
+    assert collapse(unevaluated) is None, "nothing to compare"
+    same_tasks = [{**e, "curriculum": None, "retired_prompts": 3} for e in unevaluated]
+    assert "the pass rate fell from 0.85 to 0.55" in collapse(same_tasks)
+
+
+@pytest.mark.parametrize("mix", HARDER)
+def test_entropy_and_length_of_harder_tasks_are_judged_by_held_out_tasks(mix):
+    def evaluated(*rates, entropy=(0.4, 1.0), tokens=(60,) * 4, truncated=(0.0,) * 4):
+        held_out = {"pass@1": rates, "response_tokens_mean": tokens, "truncated_rate": truncated}
+        return harder_tasks(mix, entropy=entropy, **held_out)
+
+    assert entropy_explosion(evaluated(0.3, 0.5, 0.6, 0.6)) is None
+    assert "held-out pass@1 fell to 0.4" in entropy_explosion(evaluated(0.6, 0.6, 0.6, 0.4))
+    rising = evaluated(0.3, 0.4, 0.5, 0.6, entropy=(0.4, 0.02))
+    assert entropy_collapse(rising) is None
+    assert entropy_collapse(rising + steps(entropy=[0.02] * 30)) is None, "rarely evaluated is not flat"
+    assert "held-out pass@1 stays at 0.50" in entropy_collapse(evaluated(*[0.5] * 4, entropy=(0.4, 0.02)))
+    assert length_runaway(evaluated(*[0.5] * 4)) is None, "answers to the same tasks are no longer"
+    longer = evaluated(*[0.5] * 4, tokens=(60, 60, 120, 120), truncated=(0.0, 0.0, 0.4, 0.4))
+    assert "from 60 to 120 tokens, 40% are cut off" in length_runaway(longer)
 
 
 def test_an_alarm_is_said_once_and_again_after_a_recovery():
