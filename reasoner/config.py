@@ -159,7 +159,10 @@ class LearnerKeys(Section):
         "the loss's own",
     )
     ratio_cap: float = Field(
-        4.0, gt=0, description="importance ratios to the policy that sampled are cut to this"
+        4.0,
+        ge=0,
+        description="importance ratios to the policy that sampled are cut to this; 0: not cut (cispo), left "
+        "out (reinforce, ppo_clip, gspo)",
     )
     kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the base model; 0: no reference model")
     mask_truncated: bool = Field(False, description="leave truncated rollouts out instead of scoring them")

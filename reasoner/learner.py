@@ -51,7 +51,7 @@ class LearnerConfig:
     grad_clip: float = 1.0  # largest gradient norm
     loss: str | LossFn = "cispo"
     clip: tuple[float, float] | None = None  # (eps_low, eps_high): the ratio's clips (ppo_clip, gspo)
-    ratio_cap: float | None = 4.0  # largest importance ratio to the policy that sampled; None: see the loss
+    ratio_cap: float | None = 4.0  # largest importance ratio to the policy that sampled; 0, None: no cap
     kl_coef: float = 0.0  # weight of the KL term to the reference policy; 0: no reference is loaded
     minibatches: int = 1  # optimizer steps a batch
     micro_batch_tokens: int = 16384
@@ -67,7 +67,7 @@ class LearnerConfig:
             "weight_decay": self.weight_decay >= 0,
             "grad_clip": self.grad_clip > 0,
             "clip": self.clip is None or min(self.clip) >= 0,
-            "ratio_cap": self.ratio_cap is None or self.ratio_cap > 0,
+            "ratio_cap": self.ratio_cap is None or self.ratio_cap >= 0,
             "kl_coef": self.kl_coef >= 0,
             "minibatches": self.minibatches >= 1,
             "micro_batch_tokens": self.micro_batch_tokens >= 1,
@@ -172,13 +172,15 @@ class Learner:
         started, self._waited_s = time.perf_counter(), 0.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * lr_scale
-        prox = self._policy_logprobs(batch) if self.config.minibatches > 1 else None  # (N,)
-        parts = split_minibatches(batch, self.config.minibatches)
+        first, *later = split_minibatches(batch, self.config.minibatches)
+        prox = np.zeros(batch.num_tokens, dtype=np.float32)
+        for part in later:  # they will meet other weights; the first one's own pass is under these
+            prox[part.token_index] = self._policy_logprobs(part.batch)
         tally = Tally(batch.num_tokens)
-        steps = [self._step(part, prox, tally) for part in parts]  # (loss, gradient norm) of each
+        steps = [self._step(first, None, tally), *(self._step(part, prox, tally) for part in later)]
         losses, norms = np.array(steps).T
         tally.reduce(self.ranks)
-        learner_logprobs = tally.logprobs if prox is None else prox
+        prox[first.token_index] = tally.logprobs[first.token_index]
         self.policy_version += 1
         metrics = {
             "loss": float(losses.mean()),
@@ -190,12 +192,12 @@ class Learner:
             "tokens": float(batch.num_tokens),
             "action_tokens": float(batch.num_action_tokens),
             "update_seconds": time.perf_counter() - started - self._waited_s,
-            "flops": self._flops(np.diff(batch.cu_seqlens), with_prox=prox is not None),
+            "flops": self._flops(batch, [part.batch for part in later]),
             "skipped_updates": float(self.skipped_updates),
             **{name: total / batch.num_action_tokens for name, total in tally.stats.items()},
-            **importance_metrics(learner_logprobs, batch),
+            **importance_metrics(prox, batch),
         }
-        return UpdateResult(metrics, learner_logprobs)
+        return UpdateResult(metrics, prox)
 
     def score(self, token_ids: list[np.ndarray]) -> list[np.ndarray]:
         """Per-token logprobs (L,) float32 of each sequence under the current policy, temperature included;
@@ -235,7 +237,8 @@ class Learner:
         return rank_micro_batches(batch, tokens, ranks.rank, ranks.size)
 
     def _step(self, part: BatchPart, prox: np.ndarray | None, tally: Tally) -> tuple[float, float]:
-        """One optimizer step on a minibatch; returns its loss and its gradient norm before clipping.
+        """One optimizer step on a minibatch; returns its loss and its gradient norm before clipping. `prox`
+        (N,) is log pi_prox of the whole batch; None: that of the present weights.
 
         The gradient of every other prompt comes first: its norm tells the noise of the whole."""
         loss = 0.0
@@ -278,7 +281,7 @@ class Learner:
             loss_weight=self._tensor(batch.loss_weight),
             cu_seqlens=self._tensor(batch.cu_seqlens.astype(np.int64)),
         )
-        loss, stats = self.loss_fn(tensors, *self.config.eps, self.config.ratio_cap)
+        loss, stats = self.loss_fn(tensors, *self.config.eps, self.config.ratio_cap or None)
         if self.reference is not None:
             with torch.no_grad():
                 reference_logprobs, _ = self.reference(batch)
@@ -293,13 +296,13 @@ class Learner:
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def _flops(self, lengths: np.ndarray, *, with_prox: bool) -> float:
+    def _flops(self, batch: TrainBatch, scored: list[TrainBatch]) -> float:
         """What an update costs: 3 forwards' worth (2 with adapters: frozen weights need no gradient), more
-        for pi_prox, the reference, and recomputation."""
+        for the reference and recomputation, and one over what was `scored` for pi_prox."""
         config = self.config
-        passes = 3 - (config.lora_rank > 0) + config.gradient_checkpointing
-        passes += with_prox + (self.reference is not None)
-        return passes * self.flops.forward(lengths.tolist())
+        passes = 3 - (config.lora_rank > 0) + config.gradient_checkpointing + (self.reference is not None)
+        forward, *extra = (self.flops.forward(np.diff(b.cu_seqlens).tolist()) for b in (batch, *scored))
+        return passes * forward + sum(extra)
 
     def save(self, path: str | Path) -> None:
         """Write a plain Hugging Face directory (config, fp32 safetensors, tokenizer), adapters merged; with

@@ -34,6 +34,7 @@ def test_fewer_than_sixty_keys_and_each_has_help():
             ["--rollout.keep_kv=true", "--server.addresses", "http://a:1"],
             "keep_kv needs servers that the run",
         ),
+        (["--learner.ratio_cap=-1"], "learner.ratio_cap: .*greater than or equal to 0"),
         (["--learner.estimator", "rlo"], "learner.estimator: expected one of grpo"),
         (["--server.context_tokens", "100", "--rollout.max_tokens", "100"], "no room for a prompt"),
         (["--name", "../escape"], "must stay inside runs/"),

@@ -25,7 +25,7 @@ from tiny_learner import (
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from reasoner.batch import select_rollouts
-from reasoner.config import Config
+from reasoner.config import Config, load_config
 from reasoner.errors import BrokenPolicyError, UsageError
 from reasoner.learner import Learner, LearnerConfig
 from reasoner.losses import PolicyTensors, cispo
@@ -172,6 +172,19 @@ def test_pi_prox_is_the_policy_that_met_the_batch(model_dir):
     assert one.policy_version == three.policy_version == 1
 
 
+@pytest.mark.parametrize(("configured", "given"), [(0.0, None), (2.5, 2.5)])
+def test_a_ratio_cap_of_0_is_none(model_dir, configured, given):
+    caps = []
+
+    def loss(t, eps_low, eps_high, ratio_cap):
+        caps.append(ratio_cap)
+        return cispo(t, eps_low, eps_high, ratio_cap)
+
+    settings = LearnerConfig.of(load_config(None, {"learner.ratio_cap": configured}).learner)
+    Learner(model_dir, replace(settings, loss=loss)).update(on_policy_batch(model_dir))
+    assert set(caps) == {given}
+
+
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_three_policies_and_the_forward_that_is_saved(model_dir, minibatches):
     """pi_mu is what the batch says, pi_prox the learner when it came, pi_theta the learner now."""
@@ -186,18 +199,24 @@ def test_the_three_policies_and_the_forward_that_is_saved(model_dir, minibatches
     met = np.where(batch.action_mask, np.concatenate(trained.score(token_ids())), 0)
     forwards = []
     trained.policy.register_forward_hook(lambda *call: forwards.append(torch.is_grad_enabled()))
-    trained.update(batch)
+    result = trained.update(batch)
+    np.testing.assert_allclose(result.learner_logprobs, met, atol=1e-5)
     assert all((t.behaviour_logprobs[t.action_mask] == -2).all() for t in seen)
     if minibatches == 1:
         assert all(forwards) and all(t.prox_logprobs is None for t in seen)
         now = torch.cat([t.logprobs[t.action_mask] for t in seen])
         np.testing.assert_allclose(np.sort(now.detach()), np.sort(met[batch.action_mask]), atol=1e-5)
         return
-    assert forwards.count(False) == 1, "one forward over the batch, before the first step"
-    prox = torch.cat([t.prox_logprobs[t.action_mask] for t in seen])
-    np.testing.assert_allclose(np.sort(prox), np.sort(met[batch.action_mask]), atol=1e-5)
-    moved = [(t.logprobs - t.prox_logprobs)[t.action_mask].abs().max().item() for t in seen]
-    assert max(moved[:2]) < 1e-5 and min(moved[2:]) > 1e-2, "the second minibatch is under other weights"
+    assert forwards[0] is False and all(forwards[1:]), "one forward over the second, before the first step"
+    first, second = seen[:2], seen[2:]  # every other prompt, and the others
+    assert all(t.prox_logprobs is None for t in first), "they are under the weights that met the batch"
+    prox = [t.prox_logprobs[t.action_mask] for t in second]
+    met_them = torch.cat([*(t.logprobs.detach()[t.action_mask] for t in first), *prox])
+    np.testing.assert_allclose(np.sort(met_them), np.sort(met[batch.action_mask]), atol=1e-5)
+    moved = [(t.logprobs - t.prox_logprobs)[t.action_mask].abs().max().item() for t in second]
+    assert min(moved) > 1e-2, "the second minibatch is under other weights"
+    once, whole = (n.update(batch).metrics["flops"] for n in (learner(model_dir), trained))
+    assert 1 < whole / once < 4 / 3, "the forward of the first minibatch is saved"
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(model_dir):
