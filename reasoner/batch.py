@@ -66,10 +66,11 @@ def build_batch(
     """Pack the rollouts that have an advantage (one array (G,) a group, NaN where masked).
 
     `loss_weight` makes `sum(loss_weight * token_loss)`, with R rollouts, P prompts and T_i action tokens:
-    - "token": mean over all action tokens (DAPO, arXiv 2503.14476 §3.3): 1 / sum_i T_i
+    - "token": mean over all action tokens (TRL's and verl's reading of DAPO): 1 / sum_i T_i
     - "sequence": mean over rollouts of their token mean (GRPO, arXiv 2402.03300 eq. 3): 1 / (R T_i)
-    - "prompt": mean over prompts of their token mean (ScaleRL, arXiv 2510.13786 §3.2): 1 / (P sum_group T_i)
-    - "constant": 1 / (R constant_tokens) (Dr. GRPO, arXiv 2503.20783 app.): no term depends on a length.
+    - "prompt": mean over prompts of their token mean (DAPO, arXiv 2503.14476 eq. 8; ScaleRL, arXiv 2510.13786
+      §3.2): 1 / (P sum_group T_i)
+    - "constant": 1 / (R constant_tokens) (Dr. GRPO, arXiv 2503.20783 listing 1): no term depends on a length.
 
     Raises `ValueError` when nothing is left to train on or a rollout's first token is an action (nothing
     precedes it, so it has no logprob), `UsageError` for a bad aggregation.

@@ -74,7 +74,7 @@ def ppo_clip(
 def cispo(t: PolicyTensors, eps_low: float, eps_high: float, ratio_cap: float | None) -> tuple[Tensor, Stats]:
     """CISPO (arXiv 2506.13585 eq. 4 and 5): -sg(min(r, cap)) A log pi_theta, r = pi_theta / pi_mu.
 
-    The cap is the paper's 1 + eps_high and ScaleRL's single constant (arXiv 2510.13786 §3.2); as in their
+    The cap is the paper's 1 + eps_high and ScaleRL's single constant (arXiv 2510.13786 eq. 4); as in their
     runs there is no lower bound. No token loses its gradient: only its weight is bounded. The eps are not
     used, and no further correction is needed: the ratio is to the behaviour policy.
     """
@@ -88,7 +88,8 @@ def gspo(t: PolicyTensors, eps_low: float, eps_high: float, ratio_cap: float | N
     """GSPO (arXiv 2507.18071 eq. 5 and 7): -min(s A, clip(s, 1 - eps_low, 1 + eps_high) A) with one ratio a
     rollout, s = (pi_theta(y) / pi_prox(y))^(1 / T), the geometric mean over its T action tokens.
 
-    The sampler's mismatch is corrected on the same level: times
+    Every token of a rollout has this loss, so that eq. 5, where each rollout counts once, needs
+    `aggregation = "sequence"`. The sampler's mismatch is corrected on the same level: times
     sg(min((pi_prox(y) / pi_mu(y))^(1 / T), cap)).
     """
     prox = _prox(t)
