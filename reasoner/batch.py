@@ -155,7 +155,7 @@ def rank_micro_batches(batch: TrainBatch, max_tokens: int, rank: int, ranks: int
     if ranks == 1:
         return split_micro_batches(batch, max_tokens)
     rounds = math.ceil(batch.num_tokens / (ranks * max_tokens))
-    micro = split_micro_batches(batch, math.ceil(batch.num_tokens / (ranks * rounds)))
+    micro = split_micro_batches(batch, max_tokens, at_least=ranks * rounds)
     shortest = int(np.argmin(np.diff(batch.cu_seqlens)))
     idle = _without_actions(select_rollouts(batch, np.array([shortest])))
     micro += [idle] * (-len(micro) % ranks)
@@ -168,8 +168,9 @@ def _without_actions(part: BatchPart) -> BatchPart:
     return BatchPart(nothing, part.token_index)
 
 
-def split_micro_batches(batch: TrainBatch, max_tokens: int) -> list[BatchPart]:
-    """Parts of at most `max_tokens` tokens and of like token counts, each sorted by length.
+def split_micro_batches(batch: TrainBatch, max_tokens: int, at_least: int = 1) -> list[BatchPart]:
+    """Parts of at most `max_tokens` tokens and of like token counts, each sorted by length; about `at_least`
+    of them.
 
     Neighbours in length share a part, so that attention runs over few distinct lengths. A rollout longer
     than `max_tokens` is a part of its own: rollouts are never cut.
@@ -182,7 +183,7 @@ def split_micro_batches(batch: TrainBatch, max_tokens: int) -> list[BatchPart]:
     tokens, left = 0, batch.num_tokens  # of this part; of this part and those to come
     for i in order:
         length = int(lengths[i])
-        target = left / math.ceil(left / max_tokens)
+        target = left / max(math.ceil(left / max_tokens), at_least - len(parts) + 1)
         if parts[-1] and (tokens + length > max_tokens or tokens + length / 2 > target):
             parts.append([])
             left -= tokens

@@ -32,7 +32,7 @@ from reasoner.errors import BrokenPolicyError, UsageError
 from reasoner.gradient_noise import GradientNoise
 from reasoner.losses import DEFAULT_EPS, LossFn, PolicyTensors, find_loss, kl_to_reference
 from reasoner.optimizer_state import load_moments, save_moments
-from reasoner.policy import Policy, flop_counter, load_model, read_tokenizer_files
+from reasoner.policy import Policy, choose_attention, flop_counter, load_model, read_tokenizer_files
 from reasoner.ranks import Ranks, full
 from reasoner.types import TrainBatch, UpdateResult
 from reasoner.update_metrics import Tally, importance_metrics
@@ -133,8 +133,7 @@ class Learner:
         self.policy = self._policy(self.model, temperature)
         self.reference = None
         if config.kl_coef > 0:
-            reference = load_model(self.base_path, self._loading_device()).requires_grad_(False)
-            self.reference = self._policy(reference, temperature)
+            self.reference = self._policy(self._read(self.base_path).requires_grad_(False), temperature)
         self.optimizer = make_optimizer(self.model, config)
         self.noise = GradientNoise()
         self.before_step: Callable[[], object] = lambda: None  # returns when the weights may change
@@ -149,7 +148,7 @@ class Learner:
         lora = self.config.lora_rank
         begun_with_it = self.base_path == self.model_path  # then its merged weights are the base
         goes_on = lora > 0 and saved.is_dir() and not begun_with_it
-        model = load_model(self.base_path if goes_on else self.model_path, self._loading_device())
+        model = self._read(self.base_path if goes_on else self.model_path)
         if lora:
             add_adapters(model, lora, saved if goes_on else None)
         if self.config.gradient_checkpointing:
@@ -157,9 +156,11 @@ class Learner:
             model.train()  # transformers checkpoints in training mode only; there is no dropout to wake
         return model
 
-    def _loading_device(self) -> torch.device:
-        """Sharding moves the parts to their devices, where the whole model may not fit."""
-        return self.device if self.ranks.size == 1 else torch.device("cpu")
+    def _read(self, path: Path) -> nn.Module:
+        """A model for this device, on it unless it is going to be sharded: that moves the parts to their
+        devices, where the whole may not fit."""
+        device = self.device if self.ranks.size == 1 else torch.device("cpu")
+        return load_model(path, device, choose_attention(self.device, self.config.dtype))
 
     def _policy(self, model: nn.Module, temperature: float) -> Policy:
         policy = Policy(model, temperature, self.config.dtype, self.device)

@@ -10,6 +10,8 @@ Left out: dropout (the sampler has none, so the learner must have none), KV cach
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,8 @@ ATTENTION_NAME = "packed"
 MAX_PADDING = 0.15
 #: Padded slots a bucket may have in any case: another attention call would cost more.
 FREE_PADDING = 512
+#: Queries that attend at once where a sliding window binds: no mask is larger than they times the window.
+QUERY_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -180,15 +184,13 @@ def _attend(
 ) -> Tensor:
     """Causal attention of one bucket's tokens, q (m, H, D), k and v (m, H_kv, D) -> (m, H, D)."""
     q, k, v = (_to_slots(x, bucket) for x in (q, k, v))  # (n, H, length, D)
-    out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=_band(bucket.length, sliding_window, q.device),
-        is_causal=sliding_window is None or sliding_window >= bucket.length,
-        scale=scaling,
-        enable_gqa=q.shape[1] != k.shape[1],
+    attend = functools.partial(
+        F.scaled_dot_product_attention, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     )
+    if sliding_window is None or sliding_window >= bucket.length:
+        out = attend(q, k, v, is_causal=True)
+    else:
+        out = _windowed(attend, q, k, v, sliding_window)
     slots = out.transpose(1, 2).reshape(bucket.rollouts * bucket.length, out.shape[1], out.shape[3])
     return slots if bucket.slots is None else _Unpad.apply(slots, bucket.slots)
 
@@ -203,12 +205,25 @@ def _to_slots(tokens: Tensor, bucket: Bucket) -> Tensor:
     return tokens.unflatten(0, (bucket.rollouts, bucket.length)).transpose(1, 2)
 
 
-def _band(length: int, sliding_window: int | None, device: torch.device) -> Tensor | None:
-    """(length, length) bool mask of a sliding window; None where the window does not bind."""
-    if sliding_window is None or sliding_window >= length:
-        return None
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return causal.triu(1 - sliding_window)
+def _windowed(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal attention to the last `window` tokens, (n, H, length, D), a chunk of queries at a time."""
+    length, chunk = q.shape[2], QUERY_CHUNK
+    band = _band(chunk, window, q.device, q.dtype)
+    outputs = []
+    for start in range(0, length, chunk):
+        stop, first = min(start + chunk, length), max(0, start - window + 1)  # of the queries; of the keys
+        offset = window - 1 - start  # from a key's position to its column in the band
+        mask = band[: stop - start, first + offset : stop + offset]
+        outputs.append(attend(q[:, :, start:stop], k[:, :, first:stop], v[:, :, first:stop], attn_mask=mask))
+    return torch.cat(outputs, dim=2)
+
+
+@functools.lru_cache(maxsize=4)
+def _band(chunk: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(chunk, chunk + window - 1) what is added to the scores of a chunk's queries, for its keys and the
+    window - 1 before them. Numbers, made once: attention would keep what it makes of a bool mask."""
+    inside = torch.ones(chunk, chunk + window - 1, dtype=torch.bool, device=device).triu().tril(window - 1)
+    return torch.zeros(inside.shape, dtype=dtype, device=device).masked_fill_(~inside, -torch.inf)
 
 
 def packed_hidden(model: nn.Module, token_ids: Tensor, cu_seqlens: np.ndarray) -> Tensor:

@@ -64,20 +64,24 @@ class Policy(nn.Module):
         )
 
 
-def load_model(path: str | Path, device: torch.device) -> nn.Module:
-    """A causal language model in fp32 with packed attention, in evaluation mode and without dropout.
+def choose_attention(device: torch.device, dtype: str) -> str:
+    """Packed attention; on CUDA with flash-attn installed its varlen kernels, which compute in bf16 only."""
+    from transformers.utils import is_flash_attn_2_available
 
-    On CUDA with flash-attn installed its varlen kernels are used instead. Raises `UsageError` for a model
-    whose logits are more than a product of hidden states and output head.
+    flash = device.type == "cuda" and dtype == "bfloat16" and is_flash_attn_2_available()
+    return "flash_attention_2" if flash else ATTENTION_NAME
+
+
+def load_model(path: str | Path, device: torch.device, attention: str = ATTENTION_NAME) -> nn.Module:
+    """A causal language model in fp32 with the given attention, in evaluation mode and without dropout.
+
+    Raises `UsageError` for a model whose logits are more than a product of hidden states and output head.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import is_flash_attn_2_available, logging
+    from transformers.utils import logging
 
-    flash = device.type == "cuda" and is_flash_attn_2_available()
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        path, attn_implementation="flash_attention_2" if flash else ATTENTION_NAME, dtype=torch.float32
-    )
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention, dtype=torch.float32)
     head = model.get_output_embeddings()
     scales = {name: getattr(model.config, name, None) for name in LOGIT_CHANGES}
     changed = [f"{name}={value}" for name, value in scales.items() if value not in (None, 1, 1.0)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,9 +11,11 @@ from hypothesis import strategies as st
 
 from reasoner.batch import (
     build_batch,
+    rank_micro_batches,
     select_rollouts,
     split_micro_batches,
     split_minibatches,
+    split_prompts,
     trained_rollouts,
 )
 from reasoner.errors import UsageError
@@ -140,6 +144,51 @@ def test_the_mean_over_minibatches_is_the_batch(lengths, n):
     assert sorted(covered.tolist()) == list(range(batch.num_tokens))
     sums = [float((p.batch.loss_weight * p.batch.advantages).sum()) for p in parts]
     assert np.mean(sums) == pytest.approx(float((batch.loss_weight * batch.advantages).sum()), rel=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), min_size=1, max_size=30))
+def test_every_other_prompt_and_the_others(rollouts):
+    group, lengths = zip(*rollouts, strict=True)
+    batch = replace(ragged(list(lengths)), group=np.array(group))
+    parts = split_prompts(batch)
+    covered = np.concatenate([p.token_index for p in parts])
+    assert sorted(covered.tolist()) == list(range(batch.num_tokens))
+    for part in parts:
+        np.testing.assert_array_equal(part.batch.token_ids, batch.token_ids[part.token_index])
+    prompts = [np.unique(p.batch.group).tolist() for p in parts]
+    everyone = sorted(set(group))
+    assert prompts == ([everyone[::2], everyone[1::2]] if len(everyone) > 1 else [everyone])
+    assert len(split_prompts(replace(batch, group=None))) == 1
+
+
+@given(some_lengths, st.integers(1, 200), st.integers(2, 4))
+def test_ranks_share_a_batch_in_equal_rounds_of_like_size(lengths, max_tokens, ranks):
+    batch = ragged(lengths)
+    shares = [rank_micro_batches(batch, max_tokens, rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1, "all gather the layers equally often"
+    parts = [part for together in zip(*shares, strict=True) for part in together]
+    working = [part for part in parts if part.batch.loss_weight.any()]
+    covered = np.concatenate([p.token_index for p in working])
+    assert sorted(covered.tolist()) == list(range(batch.num_tokens))
+    for idle in parts[len(working) :]:
+        assert not idle.batch.action_mask.any() and idle.batch.num_tokens == min(lengths)
+    assert len(parts) - len(working) < ranks
+    for part in working:
+        assert part.batch.num_tokens <= max_tokens or part.batch.num_rollouts == 1
+    if len(working) == ranks * -(-batch.num_tokens // (ranks * max_tokens)):  # as few as there can be
+        for first in range(0, len(working), ranks):
+            tokens = [part.batch.num_tokens for part in working[first : first + ranks]]
+            assert max(tokens) - min(tokens) <= 2 * max(lengths), "they are computed at the same time"
+
+
+def test_ranks_have_like_numbers_of_tokens_and_no_round_too_many():
+    def tokens(lengths, max_tokens):
+        shares = [rank_micro_batches(ragged(lengths), max_tokens, rank, 2) for rank in range(2)]
+        return [[p.batch.num_tokens for p in share] for share in shares]
+
+    assert tokens([10] * 66, 100) == [[80, 80, 90, 90], [80, 80, 80, 80]]
+    assert tokens([7] * 31, 200) == [[112], [105]]
+    assert tokens([50, 60, 70], 100) == [[50, 70], [60, 50]], "where it must be, a short one without actions"
 
 
 def test_select_rollouts_in_another_order():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from functools import partial
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from reasoner.packed import FREE_PADDING, MAX_PADDING, packed_hidden, plan_layout
+from reasoner.packed import FREE_PADDING, MAX_PADDING, _windowed, packed_hidden, plan_layout
+from reasoner.policy import choose_attention
 
 SIZES = {
     "vocab_size": 61,
@@ -62,11 +68,19 @@ def test_equals_one_rollout_at_a_time(kind, lengths, monkeypatch):
     upstream = torch.randn_like(hidden)
     (hidden * upstream).sum().backward()
     (expected * upstream).sum().backward()
-    for (name, a), b in zip(packed.named_parameters(), plain.parameters(), strict=True):
-        if b.grad is not None:
-            torch.testing.assert_close(
-                a.grad, b.grad, atol=1e-4, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-            )
+    assert_same_gradients(packed, plain)
+
+
+def assert_same_gradients(model, expected):
+    """To 1e-5 of the gradient's largest entry."""
+    grads = {
+        n: (p.grad, q.grad) for (n, p), q in zip(model.named_parameters(), expected.parameters(), strict=True)
+    }
+    largest = max(b.abs().max() for _, b in grads.values() if b is not None)
+    for name, (a, b) in grads.items():
+        if b is not None:
+            off = (a - b).abs().max() / largest
+            assert off < 1e-5, f"{name}: off by {off:.2g}"
 
 
 def test_equals_the_padded_batch():
@@ -76,7 +90,79 @@ def test_equals_the_padded_batch():
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     padded = torch.zeros(mask.shape, dtype=torch.long).masked_scatter(mask, ids)
     expected = plain.model(padded, attention_mask=mask.long()).last_hidden_state[mask]
-    torch.testing.assert_close(packed_hidden(packed, ids, cu), expected, atol=1e-5, rtol=1e-5)
+    hidden = packed_hidden(packed, ids, cu)
+    torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn_like(hidden)
+    (hidden * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    assert_same_gradients(packed, plain)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 24), st.integers(1, 24), st.integers(1, 9))
+def test_a_sliding_window_in_chunks_is_the_masked_attention(length, window, chunk):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, length, 8, generator=generator, requires_grad=True) for h in (4, 2, 2))
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    attend = partial(F.scaled_dot_product_attention, enable_gqa=True)
+    expected = attend(q, k, v, attn_mask=(distance >= 0) & (distance < window))
+    with patch("reasoner.packed.QUERY_CHUNK", chunk):
+        out = _windowed(attend, q, k, v, window)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn(out.shape, generator=generator)
+    grads = [torch.autograd.grad((o * upstream).sum(), (q, k, v)) for o in (out, expected)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def test_no_mask_is_made_of_a_whole_rollout(monkeypatch):
+    attend, masks = F.scaled_dot_product_attention, []
+
+    def recorded(*tensors, attn_mask=None, **kwargs):
+        masks.append(attn_mask)
+        return attend(*tensors, attn_mask=attn_mask, **kwargs)
+
+    monkeypatch.setattr("reasoner.packed.QUERY_CHUNK", 16)
+    monkeypatch.setattr("reasoner.packed.F.scaled_dot_product_attention", recorded)
+    packed, _ = pair("sliding_window")  # the second layer's window is 4
+    packed_hidden(packed, torch.randint(0, 61, (100,)), np.array([0, 100]))
+    assert masks[0] is None and max(mask.numel() for mask in masks[1:]) <= 16 * (16 + 4)
+
+
+def test_varlen_kernels_are_told_where_the_rollouts_lie(monkeypatch):
+    """What flash-attn gets, read by a stand-in that attends within [cu[i], cu[i + 1])."""
+
+    def varlen(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        cu = kwargs["cu_seq_lens_q"]
+        assert attention_mask is None and cu.dtype == torch.int32
+        assert torch.equal(cu, kwargs["cu_seq_lens_k"])
+        assert kwargs["max_length_q"] == kwargs["max_length_k"] == int(cu.diff().max())
+        spans = [slice(a, b) for a, b in itertools.pairwise(cu.tolist())]
+        attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=scaling, enable_gqa=True)
+        out = [attend(query[:, :, s], key[:, :, s], value[:, :, s]) for s in spans]
+        return torch.cat(out, dim=2).transpose(1, 2), None
+
+    AttentionInterface.register("varlen_stand_in", varlen)
+    _, plain = pair("qwen3")
+    cu = np.concatenate([[0], np.cumsum(LENGTHS)])
+    ids = torch.randint(0, 61, (cu[-1],))
+    expected = one_by_one(plain, ids, cu)
+    plain.set_attn_implementation("varlen_stand_in")
+    torch.testing.assert_close(packed_hidden(plain, ids, cu), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "installed", "chosen"),
+    [
+        ("cuda", "bfloat16", True, "flash_attention_2"),
+        ("cuda", "float32", True, "packed"),
+        ("cuda", "bfloat16", False, "packed"),
+        ("cpu", "bfloat16", True, "packed"),
+    ],
+)
+def test_flash_attention_is_for_bf16_on_cuda(monkeypatch, device, dtype, installed, chosen):
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: installed)
+    assert choose_attention(torch.device(device), dtype) == chosen
 
 
 def test_gradient_checkpointing_changes_nothing():
