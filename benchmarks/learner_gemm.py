@@ -3,15 +3,20 @@
 `learner_vs_gemm_peak` = (FLOPs of the update / its seconds) / (the best rate of one large product in the same
 precision on the same threads, measured in between). The FLOPs are those of the model: three forwards' worth,
 output head and attention included; what is computed twice to save memory (the logits) is not counted. The
-rollouts are long-tailed, as chains of thought are: 10 to 512 tokens.
+rollouts are long-tailed, as chains of thought are: 10 to 512 tokens. With several `--threads` each is
+measured; what is not the first one's is named so (`learner_vs_gemm_peak_2_threads`; 2 is the default of
+`learner.threads`).
 
     python -m benchmarks.learner_gemm [--models embedded,smollm2] [--repeats 3] [--dtype float32]
+                                      [--threads 1,2]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -91,20 +96,25 @@ def main() -> None:
     )
     parser.add_argument("--models", default="embedded,smollm2")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=_numbers, default=(1, 2))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
     figures, details = [], {}
-    for model in args.models.split(","):
+    for model, threads in itertools.product(args.models.split(","), args.threads):
         try:
-            figure, measured = run(model, repeats=args.repeats, threads=args.threads, dtype=args.dtype)
+            figure, measured = run(model, repeats=args.repeats, threads=threads, dtype=args.dtype)
         except UsageError as error:
             print(f"{model}: left out: {error}")
             continue
-        figures.append(figure)
-        details[model] = measured
+        apart = "" if threads == args.threads[0] else f"_{threads}_threads"
+        figures.append(replace(figure, name=figure.name + apart))
+        details[model + apart] = measured
     suffix = "" if args.dtype == "float32" else f"_{args.dtype}"
     report(f"learner_gemm{suffix}", figures, details)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

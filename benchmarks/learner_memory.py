@@ -1,11 +1,14 @@
 """Peak activation memory of one learner update, by tokens and vocabulary: linear in the first, flat in the
 second.
 
-Every cell is a process of its own: a random two-layer Qwen3 of that vocabulary, one rollout of that many
-tokens (the hardest case: nothing can be split), one `Learner.update`. Counted is the peak of the resident
-memory over what the process held before, less the gradients, which are as large as the parameters.
+Every cell is a process of its own, several times: a random two-layer Qwen3 of that vocabulary, one rollout of
+that many tokens (the hardest case: nothing can be split), one `Learner.update`. Counted is the peak of the
+resident memory over what the process held before, less the gradients, which are as large as the parameters;
+the median, and how far the values lie apart. The C library is told to give back at once what is freed, so
+that what is measured is what was alive.
 
-    python -m benchmarks.learner_memory [--tokens 1024,4096,...] [--vocabularies 1024,...] [--checkpointing]
+    python -m benchmarks.learner_memory [--tokens 1024,4096,...] [--vocabularies 1024,...] [--repeats 3]
+                                        [--checkpointing]
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,12 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import Figure, report
+from benchmarks.figures import Figure, ratio, report
 
 TOKENS = (1024, 4096, 16384, 32768)
 VOCABULARIES = (1000, 16000, 150_000)
 MIB = 2**20
 CELL_S = 900.0  # one cell, on a machine that is busy
+#: Without them a cell differs by half from one process to the next.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 def measure(tokens: int, vocabulary: int, checkpointing: bool) -> dict[str, float]:
@@ -94,7 +100,10 @@ def in_subprocess(tokens: int, vocabulary: int, checkpointing: bool) -> dict[str
     """`measure` in a process of its own, so that no cell sees what another one left in its heap."""
     command = [sys.executable, "-m", "benchmarks.learner_memory", "--cell", f"{tokens},{vocabulary}"]
     command += ["--checkpointing"] if checkpointing else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=CELL_S, check=False)
+    environment = os.environ | ALLOCATOR
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=CELL_S, env=environment, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{tokens} tokens, vocabulary {vocabulary}:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -106,6 +115,7 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=_numbers, default=TOKENS)
     parser.add_argument("--vocabularies", type=_numbers, default=VOCABULARIES)
+    parser.add_argument("--repeats", type=int, default=3, help="processes for each cell")
     parser.add_argument("--checkpointing", action="store_true", help="with learner.gradient_checkpointing")
     parser.add_argument("--cell", type=_numbers, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -115,29 +125,29 @@ def main() -> None:
     columns = [f"vocabulary {v:,}" for v in args.vocabularies]
     print("| tokens | " + " | ".join(columns) + f" | full logits at {max(args.vocabularies):,} (computed) |")
     print("|---" * (len(columns) + 2) + "|")
-    cells: dict[str, dict[str, float]] = {}
-    table = np.zeros((len(args.tokens), len(args.vocabularies)))  # MiB
+    cells: dict[str, list[dict[str, float]]] = {}
+    table = np.zeros((len(args.tokens), len(args.vocabularies), args.repeats))  # MiB
     for i, tokens in enumerate(args.tokens):
         for j, vocabulary in enumerate(args.vocabularies):
-            cell = in_subprocess(tokens, vocabulary, args.checkpointing)
+            cell = [in_subprocess(tokens, vocabulary, args.checkpointing) for _ in range(args.repeats)]
             cells[f"{tokens}x{vocabulary}"] = cell
-            table[i, j] = cell["activations"] / MIB
+            table[i, j] = [sample["activations"] / MIB for sample in cell]
+        row = [f"{np.median(m):.0f} MiB ({m.min():.0f} to {m.max():.0f})" for m in table[i]]
         full = tokens * max(args.vocabularies) * 4 / MIB
-        print(
-            f"| {tokens:,} | " + " | ".join(f"{m:.0f} MiB" for m in table[i]) + f" | {full:,.0f} MiB |",
-            flush=True,
-        )
+        print(f"| {tokens:,} | " + " | ".join(row) + f" | {full:,.0f} MiB |", flush=True)
     figures = _figures(table, args.tokens, args.vocabularies)
     name = "learner_memory_checkpointing" if args.checkpointing else "learner_memory"
     report(name, figures, {"cells": cells})
 
 
 def _figures(table: np.ndarray, tokens: tuple[int, ...], vocabularies: tuple[int, ...]) -> list[Figure]:
-    """Slope in tokens, and how much larger the largest vocabulary makes the peak at the most tokens."""
-    slope = np.polyfit(tokens, table[:, 0] * 1024, 1)[0] if len(tokens) > 1 else float("nan")
+    """Of MiB (tokens, vocabularies, repeats): slope in tokens, and how much larger the largest vocabulary
+    makes the peak at the most tokens."""
+    several = len(tokens) > 1
+    slopes = [np.polyfit(tokens, m * 1024, 1)[0] if several else np.nan for m in table[:, 0].T]
     return [
-        Figure("learner_memory_per_token", float(slope), "KiB"),
-        Figure("learner_memory_vs_vocabulary", float(table[-1, -1] / table[-1, 0]), "ratio"),
+        Figure("learner_memory_per_token", float(np.median(slopes)), "KiB", min(slopes), max(slopes)),
+        ratio("learner_memory_vs_vocabulary", table[-1, -1].tolist(), table[-1, 0].tolist()),
     ]
 
 

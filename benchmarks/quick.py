@@ -41,7 +41,7 @@ SHORTENED = (
     ("learner_profile", "--models", "embedded"),
     ("learner_memory", "--tokens", "1024,4096", "--vocabularies", "1000,150000"),
     ("trl_learner", "--models", "embedded", "--repeats", "3"),
-    ("trl_step", "--pairs", "1", "--per-device", "64"),
+    ("trl_step", "--pairs", "1", "--per-device", "16"),
 )
 
 

@@ -5,7 +5,7 @@ loss and threads; both configurations are in benchmarks/trl/, and TRL runs with 
 batch sizes of a forward pass, tried first. Short runs alternate; a pair's ratio is that of the median
 seconds of a step, the first ones of each run left out. Evaluation and start-up are in neither.
 
-    python -m benchmarks.trl_step [--pairs 3] [--per-device 32 64 128] [--threads 2]
+    python -m benchmarks.trl_step [--pairs 3] [--per-device 16 32 64 128] [--threads 2]
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def pair(number: int, directory: Path, per_device: int, threads: int) -> tuple[l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--per-device", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--per-device", type=int, nargs="+", default=[16, 32, 64, 128])
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -30,6 +30,7 @@ def train_batch(learner, batch: RaggedBatch):
         behaviour_logprobs=(np.concatenate(learner.score(ids)) * mask).astype(np.float32),
         advantages=(np.repeat(advantages, lengths) * mask).astype(np.float32),
         loss_weight=(mask / mask.sum()).astype(np.float32),
+        group=np.arange(len(ids)) // GROUP_SIZE,
     )
 
 

@@ -14,6 +14,7 @@ from benchmarks.trl.environment import ROOT, interpreter, variables
 from reasoner.models import embedded_path
 
 OURS = Path(__file__).with_name("reasoner.toml")
+TRL = Path(__file__).with_name("trl.toml")
 
 
 @dataclass(frozen=True)

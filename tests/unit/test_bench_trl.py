@@ -1,11 +1,25 @@
 import tomllib
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from benchmarks.trl import runs
+from benchmarks.trl.ours import train_batch
 from benchmarks.trl.ragged import GROUP_SIZE, LONGEST, SHORTEST, RaggedBatch, ragged_batch
 from benchmarks.trl.runs import Step
-from benchmarks.trl_time_to_90 import Reached, figures, finished, reached
+from benchmarks.trl_time_to_90 import (
+    Reached,
+    figures,
+    finished,
+    our_run,
+    reached,
+    trl_run,
+    without_head_start,
+)
+from reasoner.batch import split_prompts
 from reasoner.config import load_config
 
 TRL = Path("benchmarks/trl")
@@ -61,6 +75,32 @@ def test_time_to_the_target_ends_at_the_first_evaluation_that_reaches_it():
     assert reached(steps) == Reached(True, 2, 7.0, 0.91)
     assert reached(steps[:2]) == Reached(False, 1, 3.0, 0.2)
     assert not finished(steps[:2], total=3) and finished(steps[:3], total=9) and not finished([], total=9)
+
+
+def test_asynchronous_runs_are_apart_and_get_nothing_from_an_evaluation(tmp_path, monkeypatch):
+    called = {}
+    for side in ("ours", "trl"):
+        monkeypatch.setattr(runs, side, lambda name, _, flags, threads: called.update({name: flags}) or [])
+    args = Namespace(directory=tmp_path, threads=2, report_only=False, staleness=0, per_device=16)
+    our_run(0, args, 120)
+    our_run(0, Namespace(**{**vars(args), "staleness": 2}), 120)
+    trl_run(0, 3e-4, args, 120)
+    assert list(called) == ["ours_seed0", "ours_seed0_staleness2", "trl_seed0_lr0.0003_batch16"]
+    assert not any("staleness" in flag for flag in called["ours_seed0"])
+    assert {"--max_staleness=2", "--server.replicas=1"} <= set(called["ours_seed0_staleness2"])
+    assert "--per-device=16" in called["trl_seed0_lr0.0003_batch16"]
+
+    steps = [Step(n, s, 0.5 if n % 5 == 0 else None) for n, s in enumerate([0, 1, 1, 1, 4, 4, 1, 6, 1, 4, 4])]
+    assert [s.seconds for s in without_head_start(steps, 2)] == [0, 4, 4, 4, 4, 4, 4, 6, 4, 4, 4]
+    ours = {0: Reached(True, 30, 60.0, 0.9)}
+    found = {f.name for f in figures(ours, {3e-4: {0: Reached(True, 40, 900.0, 0.9)}}, "_async")}
+    assert {"time_to_90_vs_trl_async", "time_to_90_ours_async", "time_to_90_trl"} <= found
+
+
+def test_our_side_updates_by_prompts_as_in_training():
+    batch = ragged_batch(2 * GROUP_SIZE, 256)
+    scored = SimpleNamespace(score=lambda ids: [np.zeros(len(i), np.float32) for i in ids])
+    assert [part.batch.num_rollouts for part in split_prompts(train_batch(scored, batch))] == [GROUP_SIZE] * 2
 
 
 def test_runs_that_do_not_get_there_are_shown_as_such():
