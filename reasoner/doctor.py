@@ -153,6 +153,7 @@ def _machine() -> Iterator[Check]:
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Check("cores", cores >= 2, f"{cores} usable", "2 or more are advised", False)
+    yield Check("bf16 units", True, _bf16_units(_text(Path("/proc/cpuinfo"))))
     memory = psutil.virtual_memory()
     yield Check(
         "memory",
@@ -167,6 +168,18 @@ def _machine() -> Iterator[Check]:
     yield _open_files()
     yield _loopback()
     yield _gpu()
+
+
+def _bf16_units(cpuinfo: str) -> str:
+    """What this x86 processor has instructions for bf16 products in."""
+    found = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in cpuinfo.split()]
+    if found:
+        return f"{', '.join(found)}: learner.dtype = bfloat16 may pay on the CPU"
+    return "none: on the CPU bf16 would be converted to fp32 and back"
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
 
 
 def _space(name: str, path: Path, needed_gib: float, remedy: str, required: bool) -> Check:

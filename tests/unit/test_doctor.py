@@ -103,7 +103,15 @@ def test_a_torchvision_that_does_not_fit_names_its_remedy(monkeypatch: pytest.Mo
 def test_the_machine_is_looked_at() -> None:
     names = {check.name for check in doctor._machine()}
     about_places = {"memory", "shared memory", "disk", "runs directory", "open files"}
-    assert names == {"Python", "platform", "cores", "loopback", "GPU"} | about_places
+    assert names == {"Python", "platform", "cores", "bf16 units", "loopback", "GPU"} | about_places
+
+
+def test_the_processor_is_asked_for_bf16() -> None:
+    flags = "flags : fpu avx512f {} sse\nbugs : spectre_v1"
+    assert doctor._bf16_units(flags.format("amx_bf16 avx512_bf16")).startswith("amx_bf16, avx512_bf16: ")
+    assert doctor._bf16_units(flags.format("avx512_bf16")).startswith("avx512_bf16: ")
+    assert doctor._bf16_units(flags.format("avx512_vnni")).startswith("none: ")
+    assert doctor._bf16_units("").startswith("none: ")
 
 
 def test_a_place_that_cannot_hold_a_run_is_found(tmp_path: Path) -> None:

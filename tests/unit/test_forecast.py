@@ -1,9 +1,11 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import forecast as benchmark
 from reasoner.cli import main
 from reasoner.errors import UsageError
 from reasoner.forecast import (
@@ -95,6 +97,27 @@ def test_intervals_hold_what_happens():
     assert np.mean([abs(f.errors["sigmoid"]) for f in found]) < np.mean(
         [abs(f.errors["last_value"]) for f in found]
     )
+
+
+def test_the_benchmark_averages_errors_and_counts_the_intervals_that_held(monkeypatch, tmp_path, capsys):
+    one = forecast(run_of(60), steps=60, use=0.5, repeats=2)
+    final = replace(one.final, value=0.8, low=0.7, high=0.85)
+    runs = {
+        "a": replace(one, final=final, last_value=0.5, asymptote_one=0.9, measured=0.8),
+        "b": replace(one, final=final, last_value=0.8, asymptote_one=1.0, measured=0.9),
+    }
+    monkeypatch.setattr(benchmark, "forecast_run", lambda run, use: (runs[run], []))
+    monkeypatch.setattr("benchmarks.figures.RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["forecast", "a", "b", "--shares", "0.3"])
+    benchmark.main()
+    assert "| 30% | 0.050 | 0.200 | 0.100 | 1 of 2 |" in capsys.readouterr().out
+    written = json.loads((tmp_path / "forecast.json").read_text())
+    values = {f["name"]: (f["value"], f["low"], f["high"]) for f in written["figures"]}
+    assert values["forecast_error_last_value_30"] == pytest.approx((0.2, 0.1, 0.3))
+    assert values["forecast_intervals_held_30"] == (0.5, None, None)
+    runs["b"] = replace(one, measured=None)
+    with pytest.raises(SystemExit):
+        benchmark.main()
 
 
 def test_planned_compute_carries_the_recent_steps_on():
