@@ -28,6 +28,7 @@ class Benchmark:
     question: str  # the column of the problem
     answer: Callable[[Row], str]
     subset: str | None = None
+    licence: str = "not stated"  # on the hub
 
 
 def _after_hashes(row: Row) -> str:
@@ -40,7 +41,7 @@ def _plain(row: Row) -> str:
 
 
 SETS = {
-    "gsm8k": Benchmark("openai/gsm8k", "test", "question", _after_hashes, subset="main"),
+    "gsm8k": Benchmark("openai/gsm8k", "test", "question", _after_hashes, "main", "MIT"),
     "math500": Benchmark("HuggingFaceH4/MATH-500", "test", "problem", _plain),
     "aime24": Benchmark("HuggingFaceH4/aime_2024", "train", "problem", _plain),
     "aime25": Benchmark("math-ai/aime25", "test", "problem", _plain),

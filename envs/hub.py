@@ -36,12 +36,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preset:
-    """A data set on the hub with its columns. Sizes and licences are those that the hub states."""
+    """A data set on the hub and its first problem. Sizes and licences are those that the hub states."""
 
     path: str
     options: Mapping[str, str] = field(default_factory=dict)
     size: str = ""
     licence: str = ""
+    example: str = ""
 
 
 PRESETS = {
@@ -50,18 +51,25 @@ PRESETS = {
         {"subset": "main", "prompt": "question", "reference": "answer", "held_out": "test"},
         "7,473",
         "MIT",
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+        "How many clips did Natalia sell altogether in April and May?  →  72",
     ),
     "math": Preset(
         "qwedsacf/competition_math",
         {"prompt": "problem", "reference": "solution", "family": "type", "difficulty": "level"},
         "12,500",
         "MIT",
+        r"Let \[f(x) = \left\{ \begin{array}{cl} ax+3, &\text{ if }x>2, "
+        r"\\ x-5 &\text{ if } -2 \le x \le 2, \\ 2x-b &\text{ if } x <-2. \end{array} \right.\] "
+        r"Find $a+b$ if the piecewise function is continuous …  →  0",
     ),
     "deepmath": Preset(
         "zwhe99/DeepMath-103K",
         {"prompt": "question", "reference": "final_answer", "difficulty": "difficulty"},
         "103,022",
         "MIT",
+        r"Evaluate the limit: \[ \lim_{x \to \infty} \sqrt{x} "
+        r"\left( \sqrt[3]{x+1} - \sqrt[3]{x-1} \right) \]  →  0",
     ),
 }
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from envs.catalogue import licences, without_paths
 from reasoner import checkpoint
 from reasoner.audit_evidence import at_least
 from reasoner.config import Config
@@ -105,17 +106,17 @@ def write_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["yaml"] = _yaml
+    tasks = without_paths(config.tasks.source)
     card = environment.get_template("model_card.md").render(
         name=name,
         licence=licence or own,
         licence_source="" if licence else f", that of {base}",
         base_model=base,
         hub_base=is_hub,
-        tasks=config.tasks.source
-        if not Path(config.tasks.source).exists()
-        else Path(config.tasks.source).name,
+        tasks=tasks,
         steps=step,
-        verifier=config.verifier.name,
+        verifier=_verifier(config.verifier.name),
         directory=name,
         dtype=config.server.dtype,
         prompt=None if prompt is None else json.dumps(prompt, ensure_ascii=False),
@@ -126,11 +127,11 @@ def write_card(
         stop=", ".join(json.dumps(text) for text in config.rollout.stop),
         results=[vars(row) for row in _results(entries)],
         measured_step=max((e["step"] for e in entries if e.get("eval")), default=0),
-        evaluation=_evaluation(run_dir, path.name),
+        evaluation=_evaluation(run_dir, path.name, config.tasks.source),
         curves=bool(charts),
         training=_training(config, entries),
         families=sorted((get(entries[-1], "families") or {}).items()) if entries else [],
-        task_licences=_task_licences(config.tasks.source),
+        task_licences=licences(config.tasks.source),
     )
     (out / "README.md").write_text(card, encoding="utf-8")
 
@@ -167,21 +168,24 @@ def _results(entries: Sequence[Mapping[str, Any]]) -> list[Result]:
     return rows
 
 
-def _evaluation(run_dir: Path, checkpoint_name: str) -> dict[str, Any] | None:
-    """pass@k and maj@k of the largest evaluation of this checkpoint under RUN/eval, if there is one."""
-    best: tuple[int, dict[str, Any]] | None = None
+def _evaluation(run_dir: Path, checkpoint_name: str, own: str) -> dict[str, Any] | None:
+    """pass@k and maj@k of an evaluation of this checkpoint under RUN/eval, if there is one: of the run's
+    `own` tasks rather than others, and then of the most samples."""
+    best: tuple[tuple[bool, int], dict[str, Any]] | None = None
     for file in sorted((run_dir / "eval").glob(f"{checkpoint_name}-*/eval.json")):
         result = json.loads(file.read_bytes())
         size = sum(s["problems"] * s["samples"] for s in result["splits"].values())
-        if best is None or size > best[0]:
-            best = (size, result)
+        rank = (result["tasks"] == own, size)
+        if best is None or rank > best[0]:
+            best = (rank, result)
     if best is None:
         return None
     rows = []
     for split, found in best[1]["splits"].items():
         for k, value in sorted((found.get("pass@k") or {}).items(), key=lambda item: int(item[0])):
             rows.append({"split": split, "k": k, "pass_k": value, "maj_k": (found.get("maj@k") or {}).get(k)})
-    return {"samples": best[1]["sampling"]["samples"], "rows": rows}
+    tasks, samples = without_paths(best[1]["tasks"]), best[1]["sampling"]["samples"]
+    return {"tasks": tasks, "samples": samples, "rows": rows}
 
 
 def _training(config: Config, entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -210,6 +214,16 @@ def _base(model: str) -> tuple[str, bool]:
     return (Path(model).name, False) if Path(model).exists() else (model, True)
 
 
+def _verifier(name: str) -> str:
+    """What to call the verifier: a file by its name, an address of this network not at all."""
+    return "an HTTP endpoint" if name.startswith(("http://", "https://")) else name.rpartition("/")[2]
+
+
+def _yaml(text: str) -> str:
+    """A text as a scalar of YAML, quoted (as JSON is) where it has to be."""
+    return text if re.fullmatch(r"[A-Za-z][\w.-]*", text) else json.dumps(text, ensure_ascii=False)
+
+
 def _licence_of(directory: Path) -> str | None:
     """`license:` of the base model's own card, where it is a directory."""
     card = directory / "README.md"
@@ -233,17 +247,3 @@ def _prompt(run_dir: Path, model: Path) -> tuple[str | None, bool]:
     text = tokenizer.decode(rows[0]["prompt_ids"], skip_special_tokens=False)
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     return text, any(token in text for token in special)
-
-
-def _task_licences(source: str) -> list[dict[str, str]]:
-    """Of the sources by name in a task specification; files and modules of the user's are the user's."""
-    from envs.catalogue import OWN, describe
-    from envs.hub import PRESETS
-
-    found = []
-    for spec in dict.fromkeys(re.findall(r"[\w:.-]+", source)):
-        if spec in OWN or spec.startswith("rg:"):
-            found.append({"spec": spec, "licence": describe(spec).licence})
-        elif spec.removeprefix("hf:") in PRESETS:
-            found.append({"spec": spec, "licence": PRESETS[spec.removeprefix("hf:")].licence})
-    return found

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from envs import FileTasks, load_tasks
-from envs.catalogue import catalogue, describe
+from envs.catalogue import catalogue, describe, licences, without_paths
 from envs.hub import PRESETS
 from reasoner.errors import UsageError
 from verifiers import load_verifier
@@ -169,7 +169,42 @@ def test_every_source_is_in_the_catalogue(monkeypatch):
     assert entries["calculus"].verifier == "math, antiderivative"
     assert entries["self_correct(arithmetic,tries=2)"].licence == "Apache-2.0"
     assert entries["rg:gcd"].size == "unlimited" and "→" in entries["rg:gcd"].example
+    assert entries["hf:gsm8k"].example.endswith("→  72") and entries["gsm8k"].licence == "MIT"
+    assert all(entry.licence and entry.example for entry in entries.values())
     assert describe("examples/products.jsonl").size == "48"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "found"),
+    [
+        ("arithmetic:levels=1-2", {"arithmetic": "Apache-2.0"}),
+        ("self_correct(arithmetic:levels=2,tries=3)", {"arithmetic": "Apache-2.0"}),
+        ("tool_use(linear*2,rg:gcd(levels=0))*3,hf:gsm8k",
+         {"linear": "Apache-2.0", "rg:gcd": "Apache-2.0", "hf:gsm8k": "MIT"}),
+        ("hf:me/sums(prompt=countdown,reference=math)", {}),
+        ("math.jsonl,my_module:linear", {}),
+    ],
+)  # fmt: skip
+def test_licences_of_a_specification(tasks, found):
+    assert licences(tasks) == found
+
+
+@pytest.mark.parametrize(
+    ("tasks", "shown"),
+    [
+        ("arithmetic:levels=1-2", "arithmetic:levels=1-2"),
+        ("\nrg:gcd(levels=0)*2,\nlinear\n", "rg:gcd(levels=0)*2, linear"),
+        ("hf:OWNER/NAME(prompt=a)", "hf:OWNER/NAME(prompt=a)"),
+        ("hf:/data/x.parquet(prompt=a)*0.5", "hf:x.parquet(prompt=a)*0.5"),
+        ("hf:../x.jsonl,prompt=a", "hf:x.jsonl,prompt=a"),
+        ("hf:/", "hf:"),
+        ("/home/me/my tasks.jsonl", "my tasks.jsonl"),
+        ("/home/me/own.py:Tasks", "own.py:Tasks"),
+        ("tool_use(/home/me/own.py:Tasks, linear, calls=3)", "tool_use(own.py:Tasks, linear, calls=3)"),
+    ],
+)  # fmt: skip
+def test_a_specification_without_paths(tasks, shown):
+    assert without_paths(tasks) == shown
 
 
 def test_the_commands(tmp_path):

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from recorded import record, rollout
 
@@ -73,16 +74,38 @@ def test_samples_of_reasoner_eval_are_on_the_card(run, tmp_path):
     found = {"problems": 10, "samples": 4, "pass@k": {"1": 0.5, "4": 0.9}, "maj@k": {"1": 0.5, "4": 0.7}}
     directory = run / "eval" / "step_000003-arithmetic-1a2b"
     directory.mkdir(parents=True)
-    text = json.dumps({"sampling": {"samples": 4}, "splits": {"ood": found}})
-    (directory / "eval.json").write_text(text)
+    result = {"tasks": "arithmetic", "sampling": {"samples": 4}, "splits": {"ood": found}}
+    (directory / "eval.json").write_text(json.dumps(result))
+    other = result | {"tasks": "/home/me/x.jsonl", "splits": {"held_out": found | {"problems": 1000}}}
+    (directory.with_name("step_000003-x-9c0d")).mkdir()
+    (directory.with_name("step_000003-x-9c0d") / "eval.json").write_text(json.dumps(other))
     card = (export(str(run), tmp_path / "out", licence="mit", name="Sums") / "README.md").read_text()
-    assert "| ood | 4 | 0.900 | 0.700 |" in card and "4 of each problem" in card
+    assert "| ood | 4 | 0.900 | 0.700 |" in card and "`arithmetic`, 4 of each problem" in card
+    assert "/home/me" not in card and "| held_out | 4 |" not in card  # of other tasks, though larger
     assert "license: mit" in card and "# Sums" in card
 
 
 def test_the_prompt_on_the_card_is_what_the_policy_saw(run, tmp_path):
     card = (export(str(run), tmp_path / "out") / "README.md").read_text()
     assert '"prompt": "2+2"' in card  # three bytes, as `recorded` writes them
+
+
+def test_several_lines_of_tasks_are_one_on_a_card_that_is_yaml_and_names_no_path(run, tmp_path):
+    tasks = """
+    hf:/home/me/p.parquet(prompt=problem, reference=math)*2,
+    self_correct(arithmetic:levels=2,tries=3)
+    """
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, symlinks=True)
+    config = f"model = 'embedded'\n[tasks]\nsource = {json.dumps(tasks)}\n"
+    (copy / "config.toml").write_text(config + "[verifier]\nname = '/home/me/rewards.py:graded'\n")
+    card = (export(str(copy), tmp_path / "out", name="sums: mine") / "README.md").read_text()
+    front = yaml.safe_load(card.split("---\n")[1])
+    shown = "hf:p.parquet(prompt=problem, reference=math)*2, self_correct(arithmetic:levels=2,tries=3)"
+    assert front["model-index"][0]["name"] == "sums: mine"
+    assert front["model-index"][0]["results"][0]["dataset"]["name"] == f"{shown} (held_out)"
+    assert f"on `{shown}` with the verifier `rewards.py:graded`" in card and "/home/me" not in card
+    assert "Tasks `arithmetic`: Apache-2.0." in card and ": MIT" not in card
 
 
 def test_bad_input_is_named(run, tmp_path):
