@@ -20,7 +20,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: help install smollm2 peers train test test-unit lint format chaos bench-quick bench-verifier bench-estimators bench bench-long docs docs-serve clean
+.PHONY: help install smollm2 peers browser train test test-unit lint format chaos bench-quick bench-verifier bench-estimators bench bench-long docs docs-serve clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -55,6 +55,10 @@ $(PEERS)/.installed: requirements/peers.lock | $(PY)
 	rm -rf $(PEERS)
 	$(PIP) install --quiet --no-deps --progress-bar off --target $(PEERS) -r $<
 	@touch $@
+
+browser: ## add the browser that `reasoner view` is tested with, where there is none (apt, as root)
+	@command -v chromium chromium-browser google-chrome chrome >/dev/null || { \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation; }
 
 train: install ## the main job: train the embedded model (ARGS="--seed 1 ...")
 	$(VENV)/bin/reasoner train $(ARGS)

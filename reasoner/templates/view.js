@@ -60,15 +60,7 @@ const views = {
     if (!sections.length) return [h("p", {}, "No finished step yet: curves appear here as the run goes on.")];
     return sections.flatMap(({ title, charts }) => [
       h("h2", {}, title),
-      h("div", { class: "figures" }, charts.map((svg) => {
-        const figure = h("div", { class: "figure", onclick: (event) => {
-          const text = event.target.closest?.(".hit")?.querySelector("text")?.textContent;
-          const step = text && /^step (\d+)/.exec(text);
-          if (step) location.hash = address("rollouts", { step: step[1] });
-        } });
-        figure.innerHTML = svg; // drawn by our own server, text escaped there
-        return figure;
-      })),
+      h("div", { class: "figures" }, charts.map(chart)),
     ]);
   },
 
@@ -78,10 +70,7 @@ const views = {
     const form = filterForm(query);
     let page;
     try { page = await get("rollouts", asked); } catch (error) { return [form, h("div", { class: "error" }, error.message)]; }
-    const turn = (by) => address("rollouts", { ...Object.fromEntries(query), page: page.page + by || "" });
-    const pages = page.pages > 1 && h("span", {},
-      page.page > 0 && h("a", { href: turn(-1), "data-key": "p" }, "← previous"), ` page ${page.page + 1} of ${number(page.pages)} `,
-      page.page + 1 < page.pages && h("a", { href: turn(1), "data-key": "n" }, "next →"));
+    const pages = pager("rollouts", query, page);
     const order = query.get("sort") || "-step";
     const head = (label, column, kind) => h("th", { class: kind ?? (column ? null : "plain"), "aria-sort": order.replace("-", "") === column ? (order[0] === "-" ? "descending" : "ascending") : null },
       column ? h("button", { type: "button", title: `sort by ${label}`, onclick: () => {
@@ -128,27 +117,30 @@ const views = {
   },
 
   async group(query) {
-    const { rollouts } = await get("group", new URLSearchParams({ group: query.get("group") ?? "" }));
+    const page = await get("group", new URLSearchParams({ group: query.get("group") ?? "", page: query.get("page") ?? "" }));
+    const { rollouts, steps } = page;
     if (!rollouts.length) return [h("p", {}, "There is no such group (yet).")];
     const first = rollouts[0];
     const order = [...rollouts].sort((a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity) || a.rollout - b.rollout);
     const near = (by) => h("a", { href: address("group", { group: first.group_index + by }), "data-key": by < 0 ? "p" : "n" }, by < 0 ? "← previous group" : "next group →");
-    return [h("h2", {}, `Group ${first.group_index}: ${rollouts.filter((r) => r.status === "correct").length} of ${rollouts.length} right`),
+    return [h("h2", {}, `Group ${first.group_index}: ${steps[0].right} of ${steps[0].rollouts} right`),
       h("div", { class: "bar" }, first.group_index > 0 && near(-1), near(1), h("a", { href: address("task", { id: first.task_id }) }, `task ${first.task_id}`),
-        first.step !== null && h("a", { href: address("rollouts", { step: first.step }) }, `step ${first.step}, ${first.fate}`)),
+        first.step !== null && h("a", { href: address("rollouts", { step: first.step }) }, `step ${first.step}, ${first.fate}`), pager("group", query, page, false)),
       h("pre", { class: "prompt card" }, readable(first.prompt)), h("p", {}, `expected ${first.reference}; ${first.family}, level ${number(first.difficulty)}`),
       h("div", { class: "group" }, order.map((r) => card(r)))];
   },
 
   async task(query) {
-    const { rollouts } = await get("task", new URLSearchParams({ id: query.get("id") ?? "" }));
+    const page = await get("task", new URLSearchParams({ id: query.get("id") ?? "", page: query.get("page") ?? "" }));
+    const { rollouts, steps } = page;
     if (!rollouts.length) return [h("p", {}, "There is no rollout of such a task (yet).")];
-    const steps = Map.groupBy ? Map.groupBy(rollouts, (r) => r.step) : rollouts.reduce((m, r) => m.set(r.step, [...(m.get(r.step) || []), r]), new Map());
-    return [h("h2", {}, `Task ${rollouts[0].task_id}, ${steps.size === 1 ? "at one step" : `at ${steps.size} steps`}`),
-      h("pre", { class: "prompt card" }, readable(rollouts[0].prompt)), h("p", {}, `expected ${rollouts[0].reference}`),
-      [...steps].map(([step, members]) => [
-        h("h2", {}, step === null ? "Waiting" : `Step ${step}: ${members.filter((r) => r.status === "correct").length} of ${members.length} right, ${number(members.reduce((s, r) => s + r.tokens, 0) / members.length, 4)} tokens`),
-        h("div", { class: "group" }, members.map((r) => card(r)))])];
+    const heading = (s) => (s.step === null ? "Waiting" : `Step ${s.step}: ${s.right} of ${s.rollouts} right, ${number(s.tokens, 4)} tokens`);
+    return [h("h2", {}, `Task ${rollouts[0].task_id}, ${steps.length === 1 ? "at one step" : `at ${steps.length} steps`}`),
+      h("pre", { class: "prompt card" }, readable(rollouts[0].prompt)), h("p", {}, `expected ${rollouts[0].reference}`), pager("task", query, page),
+      steps.map((s) => [s, rollouts.filter((r) => r.step === s.step)]).filter(([, members]) => members.length).map(([s, members]) => [
+        h("h2", {}, heading(s) + (members.length < s.rollouts ? ` (${members.length} of them on this page)` : "")),
+        h("div", { class: "group" }, members.map((r) => card(r)))]),
+      pager("task", query, page, false)];
   },
 
   async changes(query) {
@@ -179,6 +171,7 @@ const views = {
           h("div", { class: "card" }, badge(s.status), h("div", { class: "facts" }, fact("tokens", number(s.tokens)), s.mean_logprob !== null && fact("mean logprob", number(s.mean_logprob))), h("pre", {}, s.completion)))))));
       return parts;
     }
+    if (!result.problems) return [...parts, h("p", {}, "The two have no problem in common: evaluate both models on the same --tasks, with the same template.")];
     parts.push(h("div", { class: "scroll" }, h("table", { class: "list" },
       h("thead", {}, h("tr", {}, ["before", "after", "change", "tokens", "problem", "expected"].map((t, i) => h("th", { class: i < 4 ? "number" : null }, t)))),
       h("tbody", {}, result.rows.map((r) => h("tr", {}, h("td", { class: "number" }, percent(r.before)), h("td", { class: "number" }, percent(r.after)),
@@ -196,13 +189,39 @@ const views = {
     return [h("h2", {}, `Audit of ${number(audit.rollouts)} rollouts`), h("p", {}, audit.conclusion),
       audit.findings.map((f) => h("div", { class: "card finding" },
         h("h3", {}, h("span", { class: `status ${f.above_line ? "wrong" : "other"}` }, f.above_line ? "above the line" : "below"), f.check.replaceAll("_", " "), h("small", { class: "prompt" }, `severity ${number(f.severity, 2)}`)),
-        h("p", {}, f.conclusion), f.count > 0 && f.flagged.length > 0 && h("a", { href: address("rollouts", { step: "any", flag: f.check }) }, `${number(f.flagged.length)} flagged rollouts`),
+        h("p", {}, f.conclusion), f.count > 0 && f.flagged.length > 0 && h("a", { href: address("rollouts", { step: "any", flag: f.check }) }, `${number(f.flagged.length)} flagged rollout${f.flagged.length === 1 ? "" : "s"}`),
         f.examples.map((e) => h("div", {}, h("div", { class: "facts" }, badge(e.status), fact("expected", e.reference), e.detail && fact("", e.detail),
           h("a", { href: address("rollout", { group: e.group_index, rollout: e.rollout }) }, `step ${e.step ?? "–"}, group ${e.group_index}, rollout ${e.rollout}`)),
           h("pre", {}, e.completion)))))];
   },
 };
 
+function pager(view, query, { page, pages }, keys = true) {
+  if (pages < 2) return null;
+  const turn = (by) => address(view, { ...Object.fromEntries(query), page: page + by || "" });
+  return h("span", { class: "summary" }, page > 0 && h("a", { href: turn(-1), "data-key": keys && "p" }, "← previous"), ` page ${page + 1} of ${number(pages)} `,
+    page + 1 < pages && h("a", { href: turn(1), "data-key": keys && "n" }, "next →"));
+}
+function chart(svg) { // ← and → choose a step, Enter or a click opens its rollouts
+  const hits = () => [...figure.querySelectorAll(".hit")];
+  const open = (hit) => {
+    const step = /^step (\d+)/.exec(hit?.querySelector("text")?.textContent ?? "");
+    if (step) location.hash = address("rollouts", { step: step[1] });
+  };
+  const choose = (at) => hits().forEach((hit, i) => hit.classList.toggle("on", i === at));
+  const figure = h("div", { class: "figure", tabindex: 0, role: "group", onclick: (event) => open(event.target.closest?.(".hit")), onblur: () => choose(-1), onkeydown: (event) => {
+    const all = hits(), at = all.findIndex((hit) => hit.classList.contains("on"));
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (event.key === "Enter") open(all[at]);
+    if (!by) return;
+    event.preventDefault();
+    choose(at < 0 ? all.length - 1 : Math.min(all.length - 1, Math.max(0, at + by)));
+    document.getElementById("said").textContent = figure.querySelector(".on text")?.textContent ?? "";
+  } });
+  figure.innerHTML = svg; // drawn by our own server, text escaped there
+  figure.setAttribute("aria-label", `${figure.querySelector("svg").getAttribute("aria-label")}: left and right choose a step, Enter opens it`);
+  return figure;
+}
 function facts(row) {
   return h("div", { class: "facts" }, fact("expected", row.reference), row.extracted !== null && fact("read as", row.extracted),
     row.detail && fact("because", row.detail), fact("reward", number(row.reward)), fact("advantage", number(row.advantage)), fact("tokens", number(row.tokens)),
@@ -221,13 +240,15 @@ function filterForm(query) {
   const apply = () => {
     const values = Object.fromEntries([...new FormData(form)].map(([k, v]) => [k, v.trim()]));
     if (!Object.values(values).some(Boolean)) values.step = "any";
-    const kept = query.get("sort") ? { sort: query.get("sort") } : {};
-    const to = address("rollouts", { ...values, ...kept });
+    const to = address("rollouts", { ...values, sort: query.get("sort") });
     if (to !== location.hash) location.hash = to;
   };
   const field = (key, label, hint) => h("label", {}, label, h("input", { name: key, value: value(key), placeholder: hint, title: "a number or a range: 3, 3..10, 3.., ..10", onchange: apply }));
   const choice = (key, label, options) => h("label", {}, label, h("select", { name: key, onchange: apply }, h("option", { value: "" }, "any"),
-    options.map((o) => h("option", { value: o, selected: o === value(key) }, o))));
+    Object.entries(options).map(([o, said]) => h("option", { value: o, selected: o === value(key) }, said)),
+    value(key) && !(value(key) in options) && h("option", { value: value(key), selected: true }, value(key)))); // such as wrong,unparsed
+  const named = (names) => Object.fromEntries(names.map((name) => [name, name]));
+  const yes = { 1: "yes", 0: "no" };
   const search = h("input", { name: "text", type: "search", value: value("text"), placeholder: "in prompt and completion", id: "search", onsearch: apply, onchange: apply });
   const fold = h("button", { type: "button", class: "fold", "aria-expanded": String(unfolded), onclick: () => {
     unfolded = !unfolded;
@@ -235,10 +256,11 @@ function filterForm(query) {
     fold.setAttribute("aria-expanded", String(unfolded));
   } }, "Filters");
   const form = h("form", { class: unfolded ? "filters" : "filters folded", role: "search", onsubmit: (event) => { event.preventDefault(); apply(); } },
-    h("label", { class: "wide" }, "text", search), fold, field("step", "step", "3..10"), choice("status", "verdict", STATUSES),
-    choice("family", "family", run?.families ?? []), field("reward", "reward", "0..0.5"), field("tokens", "tokens", "100.."),
-    field("difficulty", "level", "2..4"), field("advantage", "advantage", "..0"), field("version", "version", "0.."), choice("fate", "fate", run?.fates ?? []),
-    Object.keys(run?.flags ?? {}).length ? choice("flag", "audit flag", Object.keys(run.flags)) : null,
+    h("label", { class: "wide" }, "text", search), fold, field("step", "step", "3..10"), choice("status", "verdict", named(STATUSES)),
+    choice("family", "family", named(run?.families ?? [])), field("reward", "reward", "0..0.5"), field("tokens", "tokens", "100.."),
+    field("difficulty", "level", "2..4"), field("advantage", "advantage", "..0"), field("version", "version", "0.."), choice("fate", "fate", named(run?.fates ?? [])),
+    choice("truncated", "cut off", yes), choice("waiting", "waiting", yes),
+    Object.keys(run?.flags ?? {}).length || value("flag") ? choice("flag", "audit flag", named(Object.keys(run?.flags ?? {}))) : null,
     h("label", {}, "task", h("input", { name: "task_id", value: value("task_id"), onchange: apply })), h("button", {}, "Show"));
   return form;
 }
@@ -261,9 +283,12 @@ function chain(t, colour, query) {
     advantage: [["low", 1, "−2"], ["low", 0, "0"], ["high", 1, "+2"]],
     version: versions.length > 1 ? [["high", 0.15, `version ${versions[0]}`], ["high", 1, `${versions[versions.length - 1]}`]] : [["high", 0.3, `all sampled by version ${versions[0] ?? "–"}`]],
   };
+  const gap = t.left_out_at ?? Infinity; // where tokens of a long chain are left out: numbers are the chain's own
+  const token = (i) => (i < gap ? i : i + t.left_out);
+  const position = (n) => (n < gap ? n : n < gap + t.left_out ? -1 : n - t.left_out);
   const readout = h("div", { class: "readout", "aria-live": "polite" }, h("i", {}, "Point at a token, or walk with j and k."));
   const describe = (i) => {
-    const values = [["token", i], ["text", JSON.stringify(t.text[i])]];
+    const values = [["token", token(i)], ["text", JSON.stringify(t.text[i])]];
     if (t.action[i]) values.push(["logprob", number(t.logprob[i])], ["probability", number(Math.exp(t.logprob[i]))], ["ratio", number(t.ratio[i], 5)], ["advantage", number(t.advantage)], ["version", t.version[i]]);
     else values.push(["", "not sampled by the policy"]);
     readout.replaceChildren(...values.map(([label, value]) => h("span", {}, h("i", {}, label ? label + " " : ""), String(value))));
@@ -271,7 +296,7 @@ function chain(t, colour, query) {
   const spans = [];
   const body = h("pre", { class: "tokens card" });
   t.text.forEach((text, i) => {
-    if (t.left_out && i === t.left_out_at) body.append(h("p", {}, `[… ${number(t.left_out)} tokens …]`));
+    if (i === gap) body.append(h("p", {}, `[… ${number(t.left_out)} tokens …]`));
     const span = h("span", { style: shade(i), class: t.action[i] ? null : "prompt", "data-i": i }, text === "" ? h("span", { class: "mark" }, "·") : text.replace(/\n/g, "↵\n"));
     spans.push(span);
     body.append(span);
@@ -282,7 +307,7 @@ function chain(t, colour, query) {
     spans[i].classList.add("on");
     describe(i);
     if (remember) {
-      query.set("token", i);
+      query.set("token", token(i));
       history.replaceState(null, "", address("rollout", Object.fromEntries(query)));
       spans[i].scrollIntoView({ block: "nearest" });
     }
@@ -298,7 +323,7 @@ function chain(t, colour, query) {
   };
   const missing = { ratio: t.ratio.every((r) => r === null), advantage: t.advantage === null };
   const wanted = query.get("token");
-  if (wanted !== null && wanted !== "") queueMicrotask(() => show(Number(wanted), false));
+  if (wanted !== null && wanted !== "") queueMicrotask(() => show(position(Number(wanted)), false));
   return [h("div", { class: "bar" }, h("h3", {}, "Chain of thought"), h("span", {}, "colour: "), COLOURS.map((name) => h("button", {
     type: "button", "aria-pressed": String(name === colour), class: "colour", disabled: missing[name], title: missing[name] ? "only rollouts that were trained on have it" : null, onclick: () => {
       location.hash = address("rollout", { ...Object.fromEntries(query), colour: name });
@@ -323,9 +348,16 @@ async function draw() {
   if (mine !== drawn) return;
   const focused = document.activeElement?.getAttribute?.("name");
   const row = document.activeElement?.matches?.("a.row") ? document.activeElement.getAttribute("href") : null;
+  const figures = [...main.querySelectorAll(".figure")], figure = figures.indexOf(document.activeElement);
+  const chosen = figures[figure]?.querySelector(".on text")?.textContent;
   main.replaceChildren(...parts.flat(Infinity).filter(Boolean));
   if (focused) main.querySelector(`[name="${focused}"]`)?.focus({ preventScroll: true });
   if (row) main.querySelector(`a.row[href="${CSS.escape(row)}"]`)?.focus({ preventScroll: true });
+  if (figure >= 0) {
+    const again = main.querySelectorAll(".figure")[figure];
+    again?.focus({ preventScroll: true });
+    [...(again?.querySelectorAll(".hit") ?? [])].find((hit) => hit.querySelector("text").textContent === chosen)?.classList.add("on");
+  }
   if (searching) document.getElementById("search")?.focus();
   searching = false;
   document.title = `${run?.name ?? "reasoner"}: ${view}`;
@@ -357,7 +389,7 @@ async function poll() {
   }
 }
 function rows(by) {
-  const links = [...main.querySelectorAll("a.row")];
+  const links = [...main.querySelectorAll("a.row, .figure[tabindex]")];
   if (!links.length) return;
   const at = links.indexOf(document.activeElement);
   links[Math.min(links.length - 1, Math.max(0, at < 0 ? 0 : at + by))].focus();

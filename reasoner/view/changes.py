@@ -7,6 +7,7 @@ chains with a verdict count, as everywhere.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ CHARACTERS = 6_000  # of one sample
 
 
 def evaluations(run_dir: Path) -> list[dict[str, Any]]:
-    """Name, model and splits of every evaluation of the run that has samples, oldest model first."""
+    """Name, label, model and splits of every evaluation of the run that has samples, oldest model first. The
+    label is the name without its fingerprint, where no other evaluation has the same."""
     found = []
     for path in (Path(run_dir) / "eval").glob("*/samples.parquet"):
         try:
@@ -28,6 +30,9 @@ def evaluations(run_dir: Path) -> list[dict[str, Any]]:
             model, splits = "?", []
         label = path.parent.name.rsplit("-", 1)[0]
         found.append({"name": path.parent.name, "label": label, "model": model, "splits": splits})
+    labels = Counter(e["label"] for e in found)
+    for e in found:
+        e["label"] = e["label"] if labels[e["label"]] == 1 else e["name"]
     return sorted(found, key=lambda e: (e["label"].startswith("step_"), e["label"], e["name"]))
 
 

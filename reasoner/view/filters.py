@@ -66,7 +66,7 @@ def parse(query: Mapping[str, str]) -> Filter:
             given["flag"],
         )
     return Filter(
-        " AND ".join(parts) or "true", tuple(values), _order(given.get("sort", "-step")), _page(given)
+        " AND ".join(parts) or "true", tuple(values), _order(given.get("sort", "-step")), page_of(given)
     )
 
 
@@ -99,8 +99,9 @@ def _order(sort: str) -> str:
     return f"{column} {direction} NULLS LAST, step DESC NULLS FIRST, group_index, rollout"
 
 
-def _page(given: Mapping[str, str]) -> int:
-    text = given.get("page", "0")
-    if not text.isdecimal():
-        raise UsageError(f"page {text!r}: expected a whole number from 0")
+def page_of(query: Mapping[str, str]) -> int:
+    """The `page` of a query, from 0; UsageError when it is no whole number that SQL can count to."""
+    text = query.get("page", "").strip() or "0"
+    if not text.isdecimal() or len(text) > 9:
+        raise UsageError(f"page {text!r}: expected a whole number from 0 to {10**9 - 1}")
     return int(text)

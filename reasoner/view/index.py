@@ -21,7 +21,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from reasoner.errors import ReasonerError
+from reasoner.errors import ReasonerError, UsageError
 from reasoner.journal import read_step
 from reasoner.rollout_files import read_table, step_path, step_paths
 from reasoner.view.filters import PAGE_ROWS, Filter
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 BATCH_FILES = 16
 REFRESH_S = 1.0
+CARDS = 256  # rollouts of a group or a task on a page
 SHOWN_CHARS = 160  # of prompt and completion in a list
 _LIGHT = """
     step, arrived_step, fate, position, group_index, rollout, task_id, family, difficulty, prompt, reference,
@@ -88,6 +89,7 @@ class RolloutIndex:
         for path in [p for p in self._seen if p not in there]:
             self._replace([], [self._steps.pop(path)])
             del self._seen[path]
+            self.problems.pop(path.name, None)
         changed = [(path, *known) for path, known in there.items() if self._seen.get(path) != known[0]]
         changed.sort(key=lambda item: -item[2])
         size = 1  # the newest step at once, then larger bites
@@ -145,16 +147,16 @@ class RolloutIndex:
 
     def _read_flags(self) -> None:
         """The rollouts that `reasoner audit` has flagged."""
-        path = self.run_dir / "audit.json"
-        stamp = _stamp(path)
-        if stamp is None or stamp == self._audit:
+        stamp = _stamp(self.run_dir / "audit.json")
+        if stamp == self._audit:
             return
+        rows = []
         try:
-            found = json.loads(path.read_bytes())["findings"]
-            rows = [(g, r, f["check"]) for f in found for g, r in f["flagged"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self.problems["audit.json"] = f"cannot be read: {error}"
-            return
+            found = read_audit(self.run_dir) or {"findings": []}
+            rows = [(g, r, f["check"]) for f in found["findings"] for g, r in f["flagged"]]
+            self.problems.pop("audit.json", None)
+        except UsageError as error:
+            self.problems["audit.json"] = str(error)
         table = pa.table(
             {name: [row[i] for row in rows] for i, name in enumerate(("group_index", "rollout", "name"))}
         )
@@ -187,7 +189,7 @@ class RolloutIndex:
             "families": families,
             "fates": fates,
             "flags": dict(flags),
-            "problems": self.problems,
+            "problems": dict(self.problems),
         }
 
     def find(self, wanted: Filter) -> dict[str, Any]:
@@ -219,17 +221,38 @@ class RolloutIndex:
             "rows": rows,
         }
 
-    def rollouts(self, where: str, value: Any, limit: int = 256) -> list[dict[str, Any]]:
-        """All light columns of the rollouts of one group (`group_index`) or one task (`task_id`), with the
-        audit's flags, by step, group and place in the group."""
+    def rollouts(self, where: str, value: Any, page: int = 0) -> dict[str, Any]:
+        """A page of the rollouts of one group (`group_index`) or one task (`task_id`), by step, group and
+        place, with the audit's flags; and of all of them, by step: how many, how many right, mean length."""
+        chosen = f"FROM rollouts r WHERE {where} = ?"
+        with self._db.cursor() as db:
+            steps = _dicts(
+                db.execute(
+                    "SELECT step, count(*) AS rollouts, count(*) FILTER (status = 'correct') AS \"right\", "
+                    f"avg(tokens) AS tokens {chosen} GROUP BY step ORDER BY step NULLS LAST",
+                    [value],
+                )
+            )
+            rows = _dicts(
+                db.execute(
+                    "SELECT r.* EXCLUDE (searched), (SELECT list(name ORDER BY name) FROM flags f "
+                    f"WHERE f.group_index = r.group_index AND f.rollout = r.rollout) AS flags {chosen} "
+                    f"ORDER BY step NULLS LAST, group_index, rollout LIMIT {CARDS} OFFSET ?",
+                    [value, page * CARDS],
+                )
+            )
+        pages = max(1, -(-sum(row["rollouts"] for row in steps) // CARDS))
+        return {"rollouts": rows, "steps": steps, "page": page, "pages": pages}
+
+    def mates(self, group_index: int) -> list[dict[str, Any]]:
+        """All rollouts of a group in short, by place."""
         with self._db.cursor() as db:
             return _dicts(
                 db.execute(
-                    "SELECT r.* EXCLUDE (searched), (SELECT list(name ORDER BY name) FROM flags f "
-                    "WHERE f.group_index = r.group_index AND f.rollout = r.rollout) AS flags "
-                    f"FROM rollouts r WHERE {where} = ? "
-                    f"ORDER BY step NULLS LAST, group_index, rollout LIMIT {limit}",
-                    [value],
+                    "SELECT rollout, status, reward, tokens, version, (SELECT list(name ORDER BY name) FROM "
+                    "flags f WHERE f.group_index = r.group_index AND f.rollout = r.rollout) AS flags "
+                    "FROM rollouts r WHERE group_index = ? ORDER BY rollout",
+                    [group_index],
                 )
             )
 
@@ -252,6 +275,7 @@ class RolloutIndex:
         while not self._stop.is_set():
             try:
                 self.refresh()
+                self.problems.pop("rollouts", None)
             except (
                 duckdb.Error,
                 ReasonerError,
@@ -277,6 +301,20 @@ class RolloutIndex:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def read_audit(run_dir: Path) -> dict[str, Any] | None:
+    """What `reasoner audit` left, None before it ran. UsageError where that is not what it writes."""
+    path = run_dir / "audit.json"
+    try:
+        found = json.loads(path.read_bytes())
+        flagged = [(finding["check"], finding["flagged"]) for finding in found["findings"]]
+        [(check, group, rollout) for check, rollouts in flagged for group, rollout in rollouts]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"cannot be read: {error!r}; run `reasoner audit {run_dir}` again") from None
+    return found
 
 
 def _stamp(path: Path) -> Stamp | None:

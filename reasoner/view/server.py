@@ -7,7 +7,6 @@ is nothing to change.
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import webbrowser
@@ -29,7 +28,7 @@ from reasoner.curves import sections
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.metrics import plain, read_metrics
 from reasoner.view import changes, filters, tokens
-from reasoner.view.index import RolloutIndex
+from reasoner.view.index import RolloutIndex, read_audit
 
 HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 _HEADERS = {
@@ -74,30 +73,28 @@ def make_app(run_dir: Path, model: str, total_steps: int | None, index: RolloutI
             "learner_logprobs",
             "policy_version",
         )
-        mates = index.rollouts("group_index", group)
+        mates = index.mates(group)
         light = next((mate for mate in mates if mate["rollout"] == place), {})
         return {
             **{key: value for key, value in row.items() if key not in heavy},
             **{key: light.get(key) for key in ("tokens", "version", "flags")},
             "per_token": tokens.annotated(row, tokens.tokenizer_file(run_dir, model)),
-            "mates": [
-                {key: mate[key] for key in ("rollout", "status", "reward", "tokens")} for mate in mates
-            ],
+            "mates": mates,
         }
 
     def audit(_: Mapping[str, str]) -> dict[str, Any]:
-        path = run_dir / "audit.json"
-        return {"audit": json.loads(path.read_bytes()) if path.is_file() else None}
+        return {"audit": read_audit(run_dir)}
+
+    def cards(where: str, value: Any, query: Mapping[str, str]) -> dict[str, Any]:
+        return index.rollouts(where, value, filters.page_of(query))
 
     api: dict[str, Callable[[Mapping[str, str]], dict[str, Any]]] = {
         "/api/state": state,
         "/api/curves": curves,
         "/api/rollouts": lambda query: index.find(filters.parse(query)),
         "/api/rollout": rollout,
-        "/api/group": lambda q: {
-            "rollouts": index.rollouts("group_index", tokens.rollout_numbers(_required(q, "group")))
-        },
-        "/api/task": lambda q: {"rollouts": index.rollouts("task_id", _required(q, "id"))},
+        "/api/group": lambda q: cards("group_index", tokens.rollout_numbers(_required(q, "group")), q),
+        "/api/task": lambda q: cards("task_id", _required(q, "id"), q),
         "/api/changes": lambda q: changes.changes(
             run_dir, _required(q, "a"), _required(q, "b"), q.get("split", "")
         ),

@@ -79,6 +79,6 @@ def _kept(length: int) -> list[int]:
 
 def rollout_numbers(text: str) -> int:
     """A group index or place in a group from an address; `UsageError` when it is no whole number."""
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 18:  # the largest that is counted with has 19 digits
         raise UsageError(f"{text!r}: expected a whole number")
     return int(text)

@@ -103,6 +103,7 @@ def test_sorting_and_means(client):
         ("status=right", "expected one of correct"),
         ("sort=completion", "sort 'completion'"),
         ("page=-1", "page '-1'"),
+        ("page=999999999999999999", "page '999999999999999999'"),
         ("truncated=yes", "expected 1 or 0"),
     ],
 )
@@ -121,7 +122,7 @@ def test_one_rollout_token_by_token(client):
     assert tokens["ratio"][2] is None and math.isclose(tokens["ratio"][3], math.exp(-0.1), rel_tol=1e-6)
     assert (tokens["advantage"], tokens["version"][2:4], row["step"]) == (0.5, [None, 1], 2)
     assert [mate["status"] for mate in row["mates"]] == ["correct", "wrong"]
-    for query in ("group=20", "group=20&rollout=x", "group=99&rollout=0"):
+    for query in ("group=20", "group=20&rollout=x", "group=99&rollout=0", f"group={10**19}&rollout=0"):
         assert client.get(f"/api/rollout?{query}").status_code == 400
 
 
@@ -133,6 +134,23 @@ def test_groups_and_tasks(client):
     ]
     assert len(client.get("/api/task?id=t31").json()["rollouts"]) == 2
     assert client.get("/api/task?id=none").json()["rollouts"] == []
+
+
+def test_every_rollout_of_a_task_is_on_some_page(tmp_path):
+    """20 steps with 20 rollouts of one task: the first page ends within step 13."""
+    task = Task("again", "2+2", "4")
+    members = tuple(rollout(task, str(i % 5), i % 5 == 4) for i in range(20))
+    run = record(tmp_path / "again", [[Group(task, members, step)] for step in range(1, 21)])
+    with RolloutIndex(run) as index:
+        until(lambda: index.state()["rollouts"] == 400)
+        client = TestClient(make_app(run, "embedded", 9, index), base_url="http://127.0.0.1")
+        first, second = (client.get(f"/api/task?id=again&page={page}").json() for page in (0, 1))
+        assert (first["page"], first["pages"], len(first["rollouts"])) == (0, 2, 256)
+        assert len(second["rollouts"]) == 144 and second["rollouts"][-1]["step"] == 20
+        assert [s["step"] for s in first["steps"]] == list(range(1, 21)) and first["steps"] == second["steps"]
+        assert first["steps"][12] == {"step": 13, "rollouts": 20, "right": 4, "tokens": 1.0}
+        assert client.get("/api/task?id=again&page=x").status_code == 400
+        assert client.get("/api/rollout?group=20&rollout=19").json()["mates"][19]["status"] == "correct"
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_only_loopback_names_may_ask(client):
@@ -173,6 +191,23 @@ def test_the_index_follows_a_run_that_goes_on(tmp_path):
         index.refresh()
         assert "step_000003.parquet" in index.state()["problems"]
         assert index.find(parse({}))["total"] == 2
+        (run / "rollouts" / "step_000003.parquet").unlink()
+        index.refresh()
+        assert index.state()["problems"] == {}
+
+
+def test_a_look_that_failed_is_forgotten_after_one_that_did_not(tmp_path, monkeypatch):
+    run = record(tmp_path / "mended", [[group(1, 1)]])
+    with RolloutIndex(run) as index:
+        until(lambda: index.state()["rollouts"] == 2)
+
+        def fail():
+            raise OSError("the disk is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "refresh", fail)
+            until(lambda: index.poke() or "rollouts" in index.problems)
+        until(lambda: index.poke() or index.state()["problems"] == {})
 
 
 def test_the_flags_of_an_audit_are_filters(tmp_path):
@@ -183,10 +218,19 @@ def test_the_flags_of_an_audit_are_filters(tmp_path):
         index.refresh()
         (row,) = index.find(parse({"flag": "constant_answer"}))["rows"]
         assert (row["group_index"], row["rollout"]) == (1, 1)
-        assert [r["flags"] for r in index.rollouts("group_index", 1)] == [None, ["constant_answer"]]
-        (run / "audit.json").write_text("{")
+        rollouts = index.rollouts("group_index", 1)["rollouts"]
+        assert [r["flags"] for r in rollouts] == [None, ["constant_answer"]]
+        client = TestClient(make_app(run, "embedded", 9, index), base_url="http://127.0.0.1")
+        assert client.get("/api/audit").json()["audit"]["findings"] == [finding]
+        for broken in ("{", "[1]", '{"findings": [{"check": "x", "flagged": [1]}]}'):
+            (run / "audit.json").write_text(broken)
+            index.refresh()
+            assert "audit.json" in index.state()["problems"]
+            answer = client.get("/api/audit")
+            assert answer.status_code == 400 and "`reasoner audit" in answer.json()["error"]
+        (run / "audit.json").unlink()
         index.refresh()
-        assert "audit.json" in index.state()["problems"]
+        assert (index.state()["problems"], index.state()["flags"]) == ({}, {})
 
 
 def test_characters_of_several_tokens_stand_at_the_last_one():

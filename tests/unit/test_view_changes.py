@@ -44,6 +44,12 @@ def test_the_base_model_comes_first(run):
     assert [e["label"] for e in evaluations(run)] == ["embedded-sums", "step_000010-sums"]
 
 
+def test_evaluations_of_the_same_name_are_told_apart(run):
+    evaluation(run, "embedded-sums-5e6f", {"e": [True]})
+    labels = [e["label"] for e in evaluations(run)]
+    assert labels == ["embedded-sums-3c4d", "embedded-sums-5e6f", "step_000010-sums"]
+
+
 def test_the_largest_change_comes_first_and_a_loss_before_a_gain(run):
     found = changes(run, "embedded-sums-3c4d", "step_000010-sums-1a2b", "")
     assert [(r["task_id"], r["before"], r["after"]) for r in found["rows"]] == [
