@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
@@ -102,14 +102,18 @@ class TextEnv(gymnasium.Env[str, str]):
 
     `blocking`: a step may wait for something, so the worker runs it in a thread. `stop`: texts that end an
     action (beside the policy's own end). `verify(completion, task)` gives a verdict to an environment that
-    shows it to the policy: the worker's verifier, or here the one that the task names.
+    shows it to the policy: the worker's verifier, or here the one that the task names. `on_error`: what
+    `begin`, `respond` or `close` raises ends the run, saved ("stop"), or leaves its rollout out ("mask").
     """
 
     metadata = {"render_modes": ["ansi"]}
     blocking: ClassVar[bool] = False
     stop: ClassVar[tuple[str, ...]] = ()
+    on_error: ClassVar[Literal["stop", "mask"]] = "stop"
 
     def __init__(self, render_mode: str | None = None) -> None:
+        if self.on_error not in ("stop", "mask"):
+            raise UsageError(f'{type(self).__name__}.on_error is "stop" or "mask", not {self.on_error!r}')
         self.observation_space = TextSpace()
         self.action_space = TextSpace()
         self.render_mode = render_mode

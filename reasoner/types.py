@@ -150,7 +150,7 @@ class Group:
 
     @property
     def oldest_version(self) -> int:
-        return min((r.oldest_version for r in self.rollouts), default=NO_VERSION)
+        return min((r.oldest_version for r in self.rollouts if r.num_action_tokens), default=NO_VERSION)
 
 
 @dataclass(frozen=True)

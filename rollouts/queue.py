@@ -64,5 +64,7 @@ class RolloutQueue:
         taken, rest = aged[: self.groups_per_step], aged[self.groups_per_step :]
         self.queued = deque(group for *_, group in rest)
         self.trained += len(taken)
-        oldest = self.version - self.max_staleness
-        return [g for v, _, g in taken if v >= oldest], [g for v, _, g in taken if v < oldest]
+        too_old = range(
+            self.version - self.max_staleness
+        )  # NO_VERSION is not: what was not sampled is not old
+        return [g for v, _, g in taken if v not in too_old], [g for v, _, g in taken if v in too_old]

@@ -45,11 +45,11 @@ def _unpacked(packed: PackedGroup, verify_seconds: float) -> GroupResult:
 
 @dataclass
 class _Episode:
-    """One rollout being made: per-token lists, extended turn by turn."""
+    """One rollout being made: per-token lists, extended turn by turn. `failure`: its environment raised."""
 
     task: Task
-    env: Any
-    token_ids: list[int]
+    env: Any = None
+    token_ids: list[int] = field(default_factory=list)
     action_mask: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -57,9 +57,7 @@ class _Episode:
     completion: str = ""
     terminated: bool = False
     truncated: bool = False
-
-    def __post_init__(self) -> None:
-        self._pad()
+    failure: Verdict | None = None
 
     @property
     def done(self) -> bool:
@@ -74,13 +72,9 @@ class _Episode:
 
     def observe(self, token_ids: Sequence[int]) -> None:
         self.token_ids.extend(token_ids)
-        self._pad()
-
-    def _pad(self) -> None:
-        new = len(self.token_ids) - len(self.action_mask)
-        self.action_mask.extend([False] * new)
-        self.logprobs.extend([0.0] * new)
-        self.versions.extend([NO_VERSION] * new)
+        self.action_mask.extend([False] * len(token_ids))
+        self.logprobs.extend([0.0] * len(token_ids))
+        self.versions.extend([NO_VERSION] * len(token_ids))
 
     def rollout(self) -> Rollout:
         return Rollout(
@@ -92,6 +86,7 @@ class _Episode:
             completion=self.completion,
             terminated=self.terminated,
             truncated=self.truncated,
+            verdict=self.failure,
         )
 
 
@@ -135,8 +130,9 @@ class RolloutWorker:
         first_index: int,
         sampler: Sampler,
     ) -> list[Group]:
-        """`run` without the verdicts."""
-        episodes = [self._begin(task) for task in tasks for _ in range(group_size)]
+        """`run` without the verdicts, but for those of environments that failed."""
+        begun = (self._begin(task) for task in tasks for _ in range(group_size))
+        episodes = await asyncio.gather(*begun)
         while live := [e for e in episodes if not e.done]:
             await self._turn(sampler, live, params)
         return [
@@ -148,12 +144,18 @@ class RolloutWorker:
             for i, task in enumerate(tasks)
         ]
 
-    def _begin(self, task: Task) -> _Episode:
+    async def _begin(self, task: Task) -> _Episode:
+        episode = _Episode(task)
+        observation = task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"]
         with _named("the environment", task):
-            env = self.source.env(task)
-        with _named(f"{type(env.unwrapped).__name__}.begin", task):
-            observation = _text(env.reset(options={"task": task, "verify": self._verify_one})[0], env)
-        return _Episode(task, env, self.prompt_ids(task, observation))
+            episode.env = self.source.env(task)
+        with _tolerated("begin", episode):
+            options = {"task": task, "verify": self._verify_one}
+            observation = _text((await _call(episode.env, "reset", options=options))[0], episode.env)
+        episode.observe(self.prompt_ids(task, observation))
+        if episode.failure:
+            self._finish(episode, truncated=False)
+        return episode
 
     def prompt_ids(self, task: Task, observation: str) -> list[int]:
         """The first observation as tokens: through the chat template, or as text for a base model."""
@@ -197,23 +199,20 @@ class RolloutWorker:
         for (episode, completion), (observation, ended, cut) in zip(pairs, steps, strict=True):
             if completion.finish_reason == "length":
                 self._finish(episode, truncated=True)
-            elif ended or cut:
+            elif ended or cut or episode.failure:
                 self._finish(episode, cut)
             else:
                 episode.observe(self._observation_ids(completion, observation))
 
     async def _step(self, episode: _Episode, token_ids: list[int]) -> tuple[str, bool, bool]:
-        """(observation, terminated, truncated) for what was sampled; in a thread where it may take long."""
-        text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        env = episode.env
-        with _named(f"{type(env.unwrapped).__name__}.respond", episode.task):
-            if getattr(env.unwrapped, "blocking", False):
-                stepped = await asyncio.to_thread(env.step, text)
-            else:
-                stepped = env.step(text)
-            observation, _, terminated, truncated, info = stepped
+        """(observation, terminated, truncated) for what was sampled."""
+        episode.completion = text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        env, answer = episode.env, ("", False, False)
+        with _tolerated("respond", episode):
+            observation, _, terminated, truncated, info = await _call(env, "step", text)
             episode.completion = info.get("completion", text)
-            return _text(observation, env), terminated, truncated
+            answer = _text(observation, env), terminated, truncated
+        return answer
 
     def _observation_ids(self, completion: Completion, observation: str) -> list[int]:
         """An observation as tokens to append. After a chat model's end of turn it is a turn of the user's; in
@@ -229,14 +228,26 @@ class RolloutWorker:
 
     def _finish(self, episode: _Episode, truncated: bool) -> None:
         episode.terminated, episode.truncated = not truncated, truncated
-        episode.env.close()
+        with _tolerated("close", episode):
+            episode.env.close()
 
     async def _verify(self, group: Group) -> tuple[Group, float]:
         started = time.monotonic()
-        future = self.verifiers.submit_group([r.completion for r in group.rollouts], group.task)
-        verdicts = await asyncio.wrap_future(future)
-        rollouts = tuple(r.with_verdict(v) for r, v in zip(group.rollouts, verdicts, strict=True))
-        return replace(group, rollouts=rollouts), time.monotonic() - started
+        sound = [r for r in group.rollouts if r.verdict is None]
+        if sound:
+            future = self.verifiers.submit_group([r.completion for r in sound], group.task)
+            verdicts = await asyncio.wrap_future(future)
+            found = iter(verdicts)
+            judged = (r if r.verdict else r.with_verdict(next(found)) for r in group.rollouts)
+            group = replace(group, rollouts=tuple(judged))
+        return group, time.monotonic() - started
+
+
+async def _call(env: Any, method: str, *given: Any, **options: Any) -> Any:
+    """A method of an environment, in a thread where it may take long."""
+    if getattr(env.unwrapped, "blocking", False):
+        return await asyncio.to_thread(getattr(env, method), *given, **options)
+    return getattr(env, method)(*given, **options)
 
 
 def _as_turn(tokenizer: Any, observation: str) -> str:
@@ -272,6 +283,22 @@ def _named(method: str, task: Task) -> Iterator[None]:
         raise
     except Exception as error:
         raise ReasonerError(f"{method} failed on task {task.id}: {describe_exception(error)}") from error
+
+
+@contextmanager
+def _tolerated(method: str, episode: _Episode) -> Iterator[None]:
+    """`_named`, but where the environment says `on_error = "mask"` its failure is the rollout's verdict."""
+    env = episode.env.unwrapped
+    method = f"{type(env).__name__}.{method}"
+    try:
+        with _named(method, episode.task):
+            yield
+    except ReasonerError as error:
+        if getattr(env, "on_error", "stop") != "mask":
+            raise
+        why = describe_exception(error.__cause__ or error)
+        failure = Verdict.error(f"{method} failed: {why}, on task {episode.task.id}")
+        episode.failure = episode.failure or failure
 
 
 def build_worker(

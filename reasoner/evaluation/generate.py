@@ -21,7 +21,7 @@ import ray
 from envs.tasks import TaskSource
 from reasoner import cluster
 from reasoner.config import Config
-from reasoner.errors import ServerError
+from reasoner.errors import ReasonerError, ServerError
 from reasoner.model_source import ModelSource
 from reasoner.types import Completion, SamplingParams, Task
 from rollouts.coalescing import CoalescingSampler
@@ -105,6 +105,8 @@ class LocalGenerator:
         sampler = self._samplers[position % len(self._samplers)]
         (group,) = await self._worker.sample([task], 1, params, position, sampler)
         rollout = group.rollouts[0]
+        if rollout.verdict is not None:  # of an environment that failed: no chain, and nothing to grade
+            raise ReasonerError(rollout.verdict.detail)
         begin = int(np.argmax(rollout.action_mask))
         mask = rollout.action_mask[begin:]
         said = rollout.completion

@@ -1,15 +1,19 @@
 """The worker with a scripted sampler: what it sends, what it appends, what it leaves alone."""
 
 import asyncio
+import threading
 from concurrent.futures import Future
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from envs.base import TextEnv
 from envs.tasks import load_tasks
-from reasoner.errors import ServerError
+from reasoner.alarms import Unjudged
+from reasoner.errors import ReasonerError, ServerError, UsageError
 from reasoner.types import SamplingParams, Task, Verdict
+from rollouts.queue import RolloutQueue
 from rollouts.scripted import ScriptedSampler
 from rollouts.worker import RolloutWorker
 
@@ -136,3 +140,105 @@ def test_a_dead_server_is_an_error_not_an_empty_group():
     sampler.die("gone")
     with pytest.raises(ServerError, match="gone"):
         run(subject, [Task("t", "1", "1")])
+
+
+class Fragile(TextEnv):
+    """Fails where its task says; what it is asked is remembered with the thread that asks."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.given, self.threads = task, []
+
+    def begin(self, task):
+        self.threads.append(threading.current_thread())
+        self._fail("begin")
+        return task, task.prompt
+
+    def respond(self, action):
+        self.threads.append(threading.current_thread())
+        self._fail("respond")
+        return "", True, False, action
+
+    def close(self):
+        self._fail("close")
+
+    def _fail(self, method):
+        if self.given.metadata.get("fails") == method:
+            raise ZeroDivisionError("by nought")
+
+
+class Forgiving(Fragile):
+    on_error = "mask"
+
+
+class Waiting(Fragile):
+    blocking = True
+
+
+class Made(TwoTurnTasks):
+    """Every task in a new environment of one class."""
+
+    def __init__(self, make):
+        self.make, self.made = make, []
+
+    def env(self, task):
+        self.made.append(self.make(task))
+        return self.made[-1]
+
+
+def failing(method, name="t"):
+    return Task(name, "p", "b", metadata={"fails": method})
+
+
+@pytest.mark.parametrize("method", ["begin", "respond", "close"])
+def test_an_environment_that_raises_stops_the_run_and_is_named(method):
+    subject, _, _ = worker([tokens("b")], Made(Fragile))
+    with pytest.raises(
+        ReasonerError, match=f"Fragile.{method} failed on task t: ZeroDivisionError: by nought"
+    ):
+        run(subject, [failing(method)], group_size=1)
+
+
+@pytest.mark.parametrize("method", ["begin", "respond", "close"])
+def test_or_leaves_its_rollouts_out_where_it_says_so(method):
+    subject, _, grader = worker([tokens("b"), tokens("b")], Made(Forgiving))
+    results = run(subject, [failing(method), failing(None, "u"), failing(method, "v")], group_size=1)
+    masked, sound, other = (result.group.rollouts[0] for result in results)
+    assert sound.verdict.is_correct and grader.groups == [["b"]]
+    assert masked.verdict.status == other.verdict.status == "error" and masked.reward is None
+    assert masked.verdict.detail.startswith(f"Forgiving.{method} failed: ZeroDivisionError: by nought")
+    assert masked.num_action_tokens == (0 if method == "begin" else 2)
+    assert masked.action_mask.tolist()[0] is False and masked.completion == ("" if method == "begin" else "b")
+    said = Unjudged().watch([result.group for result in results])
+    assert len(said) == 1 and said[0].startswith("2 of 3 rollouts could not be judged")
+
+
+def test_what_never_began_does_not_age_its_group():
+    subject, _, _ = worker([tokens("b")], Made(Forgiving))
+    (result,) = run(subject, [failing("begin")], group_size=2)
+    queue = RolloutQueue(groups_per_step=1, max_staleness=1, max_concurrent=1, version=7, serving=7)
+    queue.queued.append(result.group)
+    assert queue.take_batch() == ([result.group], [])
+    sampled = replace(rollout_of("b"), policy_version=np.array([-1, 6, 6]))
+    assert replace(result.group, rollouts=(*result.group.rollouts, sampled)).oldest_version == 6
+
+
+def rollout_of(text):
+    subject, _, _ = worker([tokens(text)], Made(Fragile))
+    return run(subject, [failing(None)], group_size=1)[0].group.rollouts[0]
+
+
+def test_an_environment_that_may_wait_waits_in_a_thread():
+    for kind, elsewhere in ((Waiting, True), (Fragile, False)):
+        source = Made(kind)
+        subject, _, _ = worker([tokens("b")], source)
+        run(subject, [failing(None)], group_size=1)
+        assert [t is not threading.main_thread() for t in source.made[0].threads] == [elsewhere] * 2
+
+
+def test_an_environment_can_only_stop_or_mask():
+    class Shrugging(Fragile):
+        on_error = "ignore"
+
+    with pytest.raises(UsageError, match='Shrugging.on_error is "stop" or "mask", not \'ignore\''):
+        Shrugging(failing(None))
