@@ -7,7 +7,13 @@ from envs.base import TextEnv, TextSpace
 from envs.single_turn import SingleTurnEnv
 from envs.tasks import FileTasks, TaskSource, load_tasks, render_prompt
 
-register(id="reasoner/Arithmetic-v0", entry_point="envs.single_turn:arithmetic_env")
+for _name, _tasks in (
+    ("Tasks", "arithmetic"),
+    ("Arithmetic", "arithmetic"),
+    ("SelfCorrect", "self_correct(arithmetic)"),
+    ("ToolUse", "tool_use(arithmetic)"),
+):
+    register(f"reasoner/{_name}-v0", "envs.registered:TasksEnv", kwargs={"tasks": _tasks})
 
 __all__ = [
     "ArithmeticTasks",

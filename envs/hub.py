@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -31,6 +33,7 @@ OPTIONS = (*COLUMNS, "subset", "split", "held_out")
 HELD_OUT_ONE_IN = 32
 _HELD_OUT_LEAST = 8  # but at most a quarter of the set
 _SHOWN_SAMPLE = 1000  # rows whose columns are looked at
+_NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d+(?:\.\d+)?|\.\d+)")
 Row = Mapping[str, Any]
 
 
@@ -190,11 +193,11 @@ def _final(given: Any) -> str:
 
 
 def _number(given: Any) -> float:
-    """A difficulty: a number, or the number in a text such as `Level 3`."""
+    """A difficulty: a number, or the first number in a text such as `Level 3`."""
     if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return float(given)
-    digits = "".join(c for c in str(given or "") if c.isdigit() or c == ".")
-    return float(digits) if digits.replace(".", "", 1).isdigit() else 0.0
+        return float(given) if math.isfinite(given) else 0.0
+    found = _NUMBER.search(str(given or "").replace(",", ""))
+    return float(found[0]) if found else 0.0
 
 
 def _held_out_below(tasks: Sequence[Task]) -> int:

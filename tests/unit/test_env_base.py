@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 import envs
 from envs import SingleTurnEnv, TextEnv, TextSpace
@@ -47,10 +48,37 @@ def test_the_last_action_is_graded_where_the_environment_names_no_text():
     assert env.step("42")[2:] == (False, True, {"task_id": TASK.id, "completion": "42"})
 
 
-def test_the_registered_environment_passes_check_env():
-    env = gymnasium.make("reasoner/Arithmetic-v0")
+@pytest.mark.parametrize("name", ["Arithmetic", "SelfCorrect", "ToolUse"])
+def test_the_registered_environments_pass_check_env(name):
+    env = gymnasium.make(f"reasoner/{name}-v0")
     check_env(env.unwrapped)
     assert isinstance(env.unwrapped, TextEnv)
+
+
+def test_a_registered_environment_is_that_of_its_tasks():
+    env = gymnasium.make("reasoner/Arithmetic-v0", tasks="self_correct(arithmetic:levels=1,tries=3)")
+    observation, _ = env.reset(seed=0)
+    task = env.unwrapped.task
+    assert observation == f"{task.prompt}=?\n"
+    assert env.step(r"\boxed{7000}")[:4] == ("\nThat is not right. Try again.\n", 0.0, False, False)
+    right = rf"\boxed{{{task.reference}}}"
+    assert env.step(right)[2:] == (True, False, {"task_id": task.id, "completion": right})
+    assert env.reset(options={"task": TASK})[0] == "1+2=?\n"
+    env.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_vectors_of_registered_environments_take_wrappers(mode):
+    vector = gymnasium.make_vec("reasoner/ToolUse-v0", num_envs=2, vectorization_mode=mode)
+    vector = RecordEpisodeStatistics(vector)
+    prompts, _ = vector.reset(seed=[1, 2])
+    assert len(set(prompts)) == 2 and all(p.startswith("You may use tools") for p in prompts)
+    observations, *_ = vector.step(("<calc>6*7</calc>", "<calc>1/0</calc>"))
+    assert observations == ("<result>42</result>\n", "<result>error: division by zero</result>\n")
+    _, rewards, terminated, _, info = vector.step(("42", "nothing"))
+    assert terminated.all() and not rewards.any()
+    assert info["episode"]["l"].tolist() == [2, 2] and list(info["completion"]) == ["42", "nothing"]
+    vector.close()
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)

@@ -47,6 +47,17 @@ def source_spec(path):
     return f"hf:{path}(prompt=question, reference=answer, difficulty=level)"
 
 
+@pytest.mark.parametrize(
+    ("level", "number"),
+    [("-2", -2.0), ("Level 3", 3.0), ("grade-3", 3.0), ("L2.5", 2.5), ("1,000", 1000.0), (4, 4.0)]
+    + [("Level ?", 0.0), ("", 0.0), ("1.2.3", 1.2), (float("inf"), 0.0), (True, 0.0)],
+)
+def test_difficulties_of_any_writing(tmp_path, level, number):
+    lines = tmp_path / "one.jsonl"
+    lines.write_text(json.dumps(ROWS[0] | {"level": level}))
+    assert load_tasks(source_spec(lines)).training[0].difficulty == number
+
+
 @pytest.mark.parametrize(("rows", "held"), [(1, 0), (4, 1), (20, 5), (40, 8), (100, 8)])
 def test_a_small_set_has_held_out_rows_too(tmp_path, rows, held):
     lines = tmp_path / "few.jsonl"

@@ -11,7 +11,7 @@ import pytest
 from reasoner.errors import UsageError
 from reasoner.types import Task, Verdict
 from verifiers import VerifierPool, load_verifier
-from verifiers.adapters import from_reasoning_gym, from_trl, from_verl
+from verifiers.adapters import for_reasoning_gym, from_reasoning_gym, from_trl, from_verl
 from verifiers.composite import Composite
 from verifiers.http import HttpVerifier
 
@@ -207,6 +207,17 @@ def test_async_rewards_are_awaited():
 
     assert [v.status for v in from_trl(trl).verify_group(["84!", "no"], TASK)] == ["correct", "masked"]
     assert [from_verl(verl, "mine").verify(c, TASK).reward for c in ("84", "x")] == [1.25, 0.25]
+
+
+def test_ours_scores_entries_of_reasoning_gym():
+    gym = pytest.importorskip("reasoning_gym")
+    with VerifierPool("math") as pool:
+        score = for_reasoning_gym(pool, unscored=0.5)
+        for entry in gym.create_dataset("chain_sum", size=3, seed=1):
+            right, wrong = (str(int(entry["answer"]) + off) for off in (0, 1))
+            assert [score(rf"\boxed{{{a}}}", entry) for a in (right, wrong)] == [1.0, 0.0]
+            assert score(None, entry) == 0.0
+            assert score(r"\boxed{1}", entry | {"answer": ""}) == 0.5  # a reference that cannot be read
 
 
 def test_a_reasoning_gym_dataset_of_ones_own_scores():
