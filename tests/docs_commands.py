@@ -1,7 +1,8 @@
 """The commands and code blocks of README, CONTRIBUTING, docs/ and `--help`, and what the tests do with each.
 
-A command in a fenced block is executed, unless RULES says otherwise and why. One that no rule knows fails
-`tests/unit/test_docs.py`, so none gets in unnoticed. Commands inside a sentence are parsed only.
+A command in a fenced block is executed, unless RULES says otherwise and why: then it is checked up to the
+point where processes would start, or parsed. One that no rule knows fails `tests/unit/test_docs.py`, so none
+gets in unnoticed. Commands inside a sentence are parsed only.
 """
 
 from __future__ import annotations
@@ -47,13 +48,17 @@ EMBEDDED = "--model embedded --rollout.max_tokens 128"
 FIRST = r"reasoner train --name first "
 RESUME = r"reasoner train --resume runs/first "
 EVAL = r"reasoner eval runs/first --samples 16$"
+OWN_CODE = (
+    r"reasoner train .*(--verifier short_and_right:|--tasks higher_lower:)"  # of quickstart, environments
+)
 RULES = (
     Rule(FIRST, How.RUN, small=TINY_RUN),
     Rule(RESUME, How.RUN, small="--steps 4"),
+    Rule(OWN_CODE, How.RUN, small=TINY_RUN),
     Rule(r"reasoner train .*hf:", How.PARSE, "needs a hub"),
     Rule(r"reasoner train .*--runs_dir ", How.CHECK, "needs a cluster", f"--runs_dir runs {EMBEDDED}"),
     Rule(r"reasoner train .*--model ", How.CHECK, "minutes, and a model to download", EMBEDDED),
-    Rule(r"reasoner train", How.CHECK, "each would cost half a minute; one is run"),
+    Rule(r"reasoner train", How.CHECK, "each would cost half a minute; four are run"),
     Rule(EVAL, How.RUN, small="--problems 4 --samples 2"),
     Rule(r"reasoner eval .*(gsm8k|--endpoint)", How.PARSE, "needs a hub, or somebody's server"),
     Rule(r"reasoner eval runs/mixture", How.PARSE, "compares with an evaluation of those tasks"),

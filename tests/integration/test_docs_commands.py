@@ -1,4 +1,4 @@
-"""Every command of README and docs/ is executed, with one tiny run standing for the reader's.
+"""Every command of README and docs/ is executed or checked, with one tiny run standing for the reader's.
 
 `docs_commands.RULES` says which are executed as they stand, which only up to the point where servers would
 start, and why. The files that the pages show (`# name.py` on the first line, `cat name`) are there."""
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import uvicorn
 from click.testing import CliRunner
-from docs_commands import EVAL, FIRST, RESUME, ROOT, Block, Command, How, blocks, commands
+from docs_commands import EVAL, FIRST, OWN_CODE, RESUME, ROOT, Block, Command, How, blocks, commands
 
 import reasoner.evaluation.command
 import reasoner.training
@@ -66,9 +66,8 @@ class Reader:
     home: Path
     done: dict[str, subprocess.CompletedProcess] = field(default_factory=dict)
 
-    def start(self, pattern: str) -> None:
-        """Real processes: the command of the pages that `pattern` names, made small."""
-        command = next(c for c in EXECUTED if re.match(pattern, c.text))
+    def start(self, command: Command) -> None:
+        """Real processes: a command of the pages, made small."""
         assert command.rule is not None
         arguments = [sys.executable, "-m", "reasoner.cli", *command.words[1:], *command.rule.small.split()]
         self.done[command.text] = subprocess.run(
@@ -99,7 +98,7 @@ def reader(tmp_path_factory) -> Reader:
     pq.write_table(pa.table(rows), home / "problems.parquet")
     reader = Reader(home)
     for pattern in (FIRST, RESUME, EVAL):
-        reader.start(pattern)
+        reader.start(next(c for c in EXECUTED if re.match(pattern, c.text)))
     return reader
 
 
@@ -129,7 +128,9 @@ def test_command(command: Command, reader: Reader, nothing_starts, monkeypatch) 
     monkeypatch.syspath_prepend(str(reader.home))
     for name, value in command.environment.items():
         monkeypatch.setenv(name, value)
-    if command.text in reader.done:
+    if re.match(OWN_CODE, command.text):
+        reader.start(command)
+    elif command.text in reader.done:
         assert reader.done[command.text].returncode == 0
     elif command.words[0] == "cat":
         assert (reader.home / command.words[1]).read_text() == command.output
