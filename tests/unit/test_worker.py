@@ -12,6 +12,7 @@ from envs.base import TextEnv
 from envs.tasks import load_tasks
 from reasoner.alarms import Unjudged
 from reasoner.errors import ReasonerError, ServerError, UsageError
+from reasoner.evaluation.generate import LocalGenerator
 from reasoner.types import SamplingParams, Task, Verdict
 from rollouts.queue import RolloutQueue
 from rollouts.scripted import ScriptedSampler
@@ -211,6 +212,14 @@ def test_or_leaves_its_rollouts_out_where_it_says_so(method):
     assert masked.action_mask.tolist()[0] is False and masked.completion == ("" if method == "begin" else "b")
     said = Unjudged().watch([result.group for result in results])
     assert len(said) == 1 and said[0].startswith("2 of 3 rollouts could not be judged")
+
+
+@pytest.mark.parametrize("method", ["begin", "respond"])
+def test_an_evaluation_stops_there(method):
+    sampler, source = ScriptedSampler([tokens("b")]), Made(Forgiving)
+    generator = LocalGenerator([sampler], Letters(), source, "base", 64, 1, [END])
+    with pytest.raises(ReasonerError, match=f"Forgiving.{method} failed: ZeroDivisionError"):
+        asyncio.run(generator.chain(failing(method), 0, SamplingParams(8)))
 
 
 def test_what_never_began_does_not_age_its_group():
