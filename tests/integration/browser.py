@@ -112,7 +112,7 @@ def browser(profile: Path) -> Iterator[Page]:
             assert process.poll() is None and time.monotonic() < end, Path(log.name).read_text()[-2000:]
             time.sleep(0.05)
         port = int(port_file.read_text().split()[0])
-        tabs = httpx.get(f"http://127.0.0.1:{port}/json/list").json()
+        tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
         tab = next(tab for tab in tabs if tab["type"] == "page")
         with connect(tab["webSocketDebuggerUrl"], max_size=None, proxy=None) as websocket:
             yield Page(websocket)
