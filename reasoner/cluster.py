@@ -36,6 +36,7 @@ from reasoner.reaper import guard_children
 from reasoner.types import SamplingParams, Task
 from rollouts.dispatch import Dispatcher
 from rollouts.fleet import Fleet, State
+from rollouts.gone import PROCESS_GONE
 from rollouts.launchers import ExternalLauncher, ServerLauncher, WorkerLauncher
 from rollouts.sampler import HTTPSampler, RaySampler, Sampler
 from rollouts.server import ServerConfig, ServerStats
@@ -117,7 +118,7 @@ class Processes:
         done = ray.wait(list(calls), num_returns=len(calls), timeout=STATS_S)[0] if calls else []
         found = {}
         for call in done:
-            with suppress(ray.exceptions.RayActorError):
+            with suppress(*PROCESS_GONE):
                 found[calls[call]] = ray.get(call)
         return found
 
@@ -339,7 +340,7 @@ def unwrap(error: BaseException) -> ReasonerError:
     for candidate in (cause, error):  # Ray's error is of the cause's type too, with a traceback as its text
         if isinstance(candidate, ReasonerError):
             return candidate
-    if isinstance(error, ray.exceptions.RayActorError):
+    if isinstance(error, PROCESS_GONE):
         return ServerError(f"a process of the run died: {error}")
     shown = cause if isinstance(cause, BaseException) else error
     return ReasonerError(f"{type(shown).__name__}: {shown}")

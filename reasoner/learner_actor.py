@@ -26,6 +26,7 @@ from reasoner.fingerprint import fingerprint
 from reasoner.limits import check_rollout_fits
 from reasoner.logs import log_to
 from reasoner.types import TrainBatch
+from rollouts.gone import PROCESS_GONE
 from rollouts.sampler import Sampler
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def _raise_reason(calls: Sequence[Any]) -> None:
     for call in calls:
         try:
             ray.get(call, timeout=REASON_S)
-        except ray.exceptions.RayActorError as error:
+        except PROCESS_GONE as error:
             log.exception("another rank of the learner died: %s", error)
             os._exit(1)
         except ray.exceptions.RayTaskError as error:

@@ -23,6 +23,7 @@ from reasoner.errors import ReasonerError
 from reasoner.learner_actor import SYNC_GROUP
 from reasoner.types import NO_VERSION, SyncReport, TrainBatch
 from rollouts.fleet import Replica, State
+from rollouts.gone import PROCESS_GONE
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class LearnerClient:
             return
         try:
             report = self._wait(sync.report, "a weight sync", ANSWER_S, self._poll_fleet)
-        except ray.exceptions.RayActorError as error:
+        except PROCESS_GONE as error:
             self._dead = str(error)
             return
         self._under_way = None
@@ -189,7 +190,7 @@ class LearnerClient:
         for _ in range(MAX_REVIVALS):
             try:
                 return self._wait(start(self._processes.learner), what, deadline_s, meanwhile)
-            except ray.exceptions.RayActorError as error:
+            except PROCESS_GONE as error:
                 reason = str(error)
                 self._revive(reason)
         raise ReasonerError(f"the learner died {MAX_REVIVALS} times in a row during {what}: {reason}")
@@ -217,7 +218,7 @@ class LearnerClient:
             for batch, lr_scale in self._unsaved:
                 again = self._processes.learner.update.remote(batch, lr_scale)
                 self._wait(again, "an update", UPDATE_S)
-        except ray.exceptions.RayActorError as error:
+        except PROCESS_GONE as error:
             log.error("the new learner died: %s", error)
 
     def _wait(

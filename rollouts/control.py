@@ -17,6 +17,7 @@ import ray
 
 from reasoner.errors import ServerError, ServerLost, UsageError
 from reasoner.types import Completion
+from rollouts.gone import PROCESS_GONE
 from rollouts.http_sampler import FAILED, PROBING, HTTPSampler
 from rollouts.laps import Laps
 from rollouts.packing import pack_sequences
@@ -166,7 +167,7 @@ class RayControl(ServerControl):
             return ray.get(reference, timeout=ANSWER_TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
             raise own_error(error) from None
-        except ray.exceptions.RayActorError as error:
+        except PROCESS_GONE as error:
             raise ServerLost(f"the vLLM server died: {error}") from error
         except ray.exceptions.GetTimeoutError:
             raise ServerLost(_no_answer(self.name)) from None

@@ -20,6 +20,7 @@ import ray
 from reasoner.errors import ReasonerError, ServerLost
 from reasoner.types import SamplingParams, Task
 from rollouts.fleet import Fleet, Replica
+from rollouts.gone import PROCESS_GONE
 from rollouts.worker import GroupResult
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Dispatcher:
         server, worker = request.server, request.worker
         assert server is not None and worker is not None
         match outcome:
-            case ray.exceptions.RayActorError():
+            case _ if isinstance(outcome, PROCESS_GONE):
                 self._again(ticket)
                 self._lost(self.workers, worker, request.keys[1], f"its process died: {outcome}")
             case ray.exceptions.RayTaskError() if isinstance(outcome.cause, ServerLost):

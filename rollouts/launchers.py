@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from reasoner.errors import ServerLost
 from rollouts.fleet import MAX_FAILURES
+from rollouts.gone import PROCESS_GONE
 from rollouts.sampler import HTTPSampler, RaySampler, own_error
 from rollouts.server import ServerConfig, gpus_of, log_path, log_tail, start_server
 
@@ -32,7 +33,7 @@ class WorkerHandle:
             await self.actor.ping.remote()
         except ray.exceptions.RayTaskError as error:
             raise own_error(error) from None
-        except ray.exceptions.RayActorError as error:
+        except PROCESS_GONE as error:
             raise ServerLost(f"its process died: {error}") from None
 
 

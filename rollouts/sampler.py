@@ -15,6 +15,7 @@ import ray
 
 from reasoner.errors import ReasonerError, ServerError, ServerLost
 from reasoner.types import Completion, SamplingParams
+from rollouts.gone import PROCESS_GONE
 from rollouts.http_sampler import HTTPSampler
 from rollouts.packing import pack_sequences
 
@@ -89,12 +90,12 @@ class RaySampler:
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
-    """Await a remote call; our own errors come back as themselves, a dead actor as ServerLost."""
+    """Await a remote call; our own errors come back as themselves, a process that is gone as ServerLost."""
     try:
         return await reference
     except ray.exceptions.RayTaskError as error:
         raise own_error(error) from None
-    except ray.exceptions.RayActorError as error:
+    except PROCESS_GONE as error:
         raise ServerLost(f"the vLLM server died: {error}") from error
 
 

@@ -4,6 +4,7 @@ import types
 
 import pytest
 import ray
+import ray_errors
 
 from reasoner.errors import ReasonerError, ServerError, ServerLost
 from reasoner.types import SamplingParams, Task
@@ -150,9 +151,10 @@ def test_without_any_server_requests_wait(world):
     assert len(world.calls) == 1
 
 
-def test_a_dead_worker_takes_no_server_with_it(world):
+@pytest.mark.parametrize("gone", ray_errors.GONE, ids=ray_errors.name)
+def test_a_worker_that_is_gone_takes_no_server_with_it(world, gone):
     submit(world)
-    world.calls[0].error = ray.exceptions.RayActorError()
+    world.calls[0].error = gone
     world.workers.revives = False
     world.dispatcher.finished([0], 0.01)
     assert [r.state for r in world.workers.replicas] == [State.DEAD, State.SERVING]

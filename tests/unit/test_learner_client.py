@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import ray
+import ray_errors
 
 from reasoner import learner_client
 from reasoner.config import Config
 from reasoner.learner_client import LearnerClient
 from reasoner.types import SyncReport
 from rollouts.fleet import Fleet, State
-
-DEAD = ray.exceptions.RayActorError()
 
 
 class Ref:
@@ -99,10 +98,13 @@ def test_servers_serve_on_while_a_sync_is_under_way_and_one_that_failed_it_is_lo
     assert world.servers.replicas[0].version == 4
 
 
-def test_after_a_learner_died_in_a_sync_no_server_with_the_old_policy_serves(world: World) -> None:
+@pytest.mark.parametrize("gone", ray_errors.GONE, ids=ray_errors.name)
+def test_after_a_learner_died_in_a_sync_no_server_with_the_old_policy_serves(
+    world: World, gone: Exception
+) -> None:
     """Nobody knows which of them it had reached: an evaluation must not sample from the old one."""
     world.client.sync(4)
-    world.synced.ready, world.synced.value = True, DEAD
+    world.synced.ready, world.synced.value = True, gone
     world.client.settle(4)
     assert world.states() == [State.SYNCING, State.SYNCING]
     names = [call[0] for call in world.calls]
