@@ -24,6 +24,7 @@ from envs.tasks import load_tasks, verifiers_of
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError, UsageError
 from reasoner.learner_actor import (
+    HEARTBEAT_GROUP,
     SYNC_GROUP,
     LearnerActor,
     sends_adapters,
@@ -74,7 +75,7 @@ class Processes:
         self._kill_learner()
         share = 0.5 if self.config.cluster.colocate else 1.0
         actor = ray.remote(
-            concurrency_groups={SYNC_GROUP: 1},
+            concurrency_groups={SYNC_GROUP: 1, HEARTBEAT_GROUP: 1},
             num_cpus=1,
             num_gpus=share * _on_gpu(self.config),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.config.learner.threads)}},

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 REASON_S = 10.0  # what the other ranks have to say once a call has failed here
 SYNC_GROUP = "sync"  # of the calls that go on beside the others
+HEARTBEAT_GROUP = "heartbeat"  # of `ping`
 LAST_WORDS_S = 2.0  # from an error of a rank to its end, for the error to be delivered
 
 
@@ -85,6 +86,9 @@ class LearnerActor:
         self.beside = ThreadPoolExecutor(1, thread_name_prefix="sync")
         self.syncing: Future[Any] | None = None  # by `start_sync`
         self.connected: list[str] = []
+
+    def ping(self) -> None:
+        """Returns while the process runs, whatever else it does; to be called in `HEARTBEAT_GROUP`."""
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
         with self._together("update", batch, lr_scale):

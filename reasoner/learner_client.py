@@ -1,9 +1,10 @@
-"""The learner's process as the loop sees it: its calls, and what happens when it dies.
+"""The learner's process as the loop sees it: its calls, and what happens when it dies or hangs.
 
-A learner that died is started anew from the newest checkpoint and redoes the updates since then, from the
-same batches at the same learning rates. On one machine with one number of threads that gives the same weights
-bit for bit, so rollouts sampled meanwhile, accepted ones and the queue all stay valid. The batches are kept
-in memory until a checkpoint holds their effect; the loop saves early before they grow too large.
+A learner that died, or hung and was killed, is started anew from the newest checkpoint and redoes the updates
+since then, from the same batches at the same learning rates. On one machine with one number of threads that
+gives the same weights bit for bit, so rollouts sampled meanwhile, accepted ones and the queue all stay valid.
+The batches are kept in memory until a checkpoint holds their effect; the loop saves early before they grow
+too large.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import ray
 from reasoner.checkpoint import CheckpointStore
 from reasoner.cluster import Processes
 from reasoner.errors import ReasonerError
+from reasoner.heartbeat import Heartbeat, LearnerSilent
 from reasoner.learner_actor import SYNC_GROUP
 from reasoner.types import NO_VERSION, SyncReport, TrainBatch
 from rollouts.fleet import Replica, State
@@ -31,6 +33,7 @@ MAX_REVIVALS = 3  # during one call, after which something is wrong with the cal
 ANSWER_S = 900.0  # for a sync, a checkpoint, a start
 UPDATE_S = 4 * 3600.0  # for one update
 UNSAVED_BYTES = 2**30  # of batches in memory, after which a checkpoint is due
+LEARNER_GONE = (*PROCESS_GONE, LearnerSilent)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class LearnerClient:
         self._under_way: _Sync | None = None
         config = processes.config  # collectives of several ranks must not mix
         self._beside = config.max_staleness > 0 and config.learner.ranks == 1
-        self._dead: str | None = None  # why it must be started anew
+        self._dead: Exception | None = None  # why it must be started anew
+        self._heartbeat = self._new_heartbeat()
 
     def update(self, batch: TrainBatch, lr_scale: float) -> Any:
         """One update; rollouts go on arriving meanwhile."""
@@ -112,11 +116,8 @@ class LearnerClient:
         elif self._beside:
             self._begin(version, servers)
         else:
-            handles = _handles(servers)
-            report = self._call(
-                lambda actor: actor.sync.remote(version, handles), "a weight sync", meanwhile=self._poll_fleet
-            )
-            self._take_in(report, servers)
+            start = self._giving("sync", version, servers)
+            self._take_in(self._call(start, "a weight sync", meanwhile=self._poll_fleet), servers)
 
     def refit(self, version: int) -> None:
         """Servers that came back get the present weights, which are those of `version`; does not wait."""
@@ -135,13 +136,22 @@ class LearnerClient:
 
     def _begin(self, version: int, servers: Mapping[str, Replica]) -> None:
         """A sync that nobody waits for, of a learner that does nothing else."""
-        handles = _handles(servers)
         if self._beside:
-            self._call(lambda actor: actor.start_sync.remote(version, handles), "a weight sync")
+            self._call(self._giving("start_sync", version, servers), "a weight sync")
             report = self._processes.learner.synced.options(concurrency_group=SYNC_GROUP).remote()
         else:
-            report = self._processes.learner.sync.remote(version, handles)
+            report = self._giving("sync", version, servers)(self._processes.learner)
         self._under_way = _Sync(report, version, servers)
+
+    def _giving(self, method: str, version: int, servers: Mapping[str, Replica]) -> Callable[[Any], Any]:
+        """Has a learner give its weights to these servers."""
+        handles = {key: replica.handle for key, replica in servers.items()}
+
+        def start(actor: Any) -> Any:
+            self._processes.servers.refit(servers)
+            return getattr(actor, method).remote(version, handles)
+
+        return start
 
     @property
     def syncing(self) -> list[Any]:
@@ -151,18 +161,22 @@ class LearnerClient:
     def poll_sync(self, *, wait: bool = False) -> None:
         """Takes in the end of a sync that was under way."""
         sync = self._under_way
-        if sync is None or self._dead or not (wait or ray.wait([sync.report], timeout=0)[0]):
+        if sync is None or self._dead:
             return
         try:
+            if not (wait or ray.wait([sync.report], timeout=0)[0]):
+                self._heartbeat.check()
+                return
             report = self._wait(sync.report, "a weight sync", ANSWER_S, self._poll_fleet)
-        except PROCESS_GONE as error:
-            self._dead = str(error)
+        except LEARNER_GONE as error:
+            self._dead = error
             return
         self._under_way = None
         self._take_in(report, sync.servers)
 
     def _take_in(self, report: SyncReport, servers: Mapping[str, Replica]) -> None:
         fleet = self._processes.servers
+        fleet.refitted()
         for position, (key, replica) in enumerate(servers.items()):
             if replica.key != key or replica.handle is None:
                 continue  # lost meanwhile
@@ -190,27 +204,30 @@ class LearnerClient:
         for _ in range(MAX_REVIVALS):
             try:
                 return self._wait(start(self._processes.learner), what, deadline_s, meanwhile)
-            except PROCESS_GONE as error:
-                reason = str(error)
-                self._revive(reason)
+            except LEARNER_GONE as error:
+                reason = error
+                self._revive(error)
         raise ReasonerError(f"the learner died {MAX_REVIVALS} times in a row during {what}: {reason}")
 
-    def _revive(self, reason: str) -> None:
+    def _revive(self, reason: Exception) -> None:
         """A new learner in the state of the old one. A death meanwhile is noticed by the next call."""
-        log.error("the learner died: %s", reason)
+        died = "hangs" if isinstance(reason, LearnerSilent) else "died"
+        log.error("the learner %s: %s", died, reason)
         latest = self._checkpoints.latest()
         if latest != self._saved:
-            raise ReasonerError(f"the learner died, and its last checkpoint {self._saved} is damaged")
+            raise ReasonerError(f"the learner {died}, and its last checkpoint {self._saved} is damaged")
         self._tell(
-            f"the learner died: it is started anew from {latest.name if latest else 'the base model'}, "
+            f"the learner {died}: it is started anew from {latest.name if latest else 'the base model'}, "
             f"with {len(self._unsaved)} updates to redo"
         )
         if self._under_way is not None:  # its servers are still to be refitted, and will be
             self._processes.servers.outdated(self._under_way.version)
             self._under_way = None
+        self._processes.servers.refitted()
         self._dead = None
         try:
             ready = self._processes.start_learner(latest or self._model)
+            self._heartbeat = self._new_heartbeat()
             self._wait(ready, "a new learner", ANSWER_S)
             if latest is not None:
                 loading = self._processes.learner.load_trainer.remote(latest.absolute())
@@ -218,23 +235,23 @@ class LearnerClient:
             for batch, lr_scale in self._unsaved:
                 again = self._processes.learner.update.remote(batch, lr_scale)
                 self._wait(again, "an update", UPDATE_S)
-        except PROCESS_GONE as error:
+        except LEARNER_GONE as error:
             log.error("the new learner died: %s", error)
+
+    def _new_heartbeat(self) -> Heartbeat:
+        return Heartbeat([self._processes.learner, *self._processes.learner_peers])
 
     def _wait(
         self, call: Any, what: str, deadline_s: float, meanwhile: Callable[[Any], None] | None = None
     ) -> Any:
         deadline = time.monotonic() + deadline_s
         while not ray.wait([call], timeout=0 if meanwhile else 1.0)[0]:
+            self._heartbeat.check()
             if time.monotonic() > deadline:
                 raise ReasonerError(f"waited {deadline_s:.0f} s in vain for the learner: {what}")
             if meanwhile is not None:
                 meanwhile(call)
         return ray.get(call)
-
-
-def _handles(servers: Mapping[str, Replica]) -> dict[str, Any]:
-    return {key: replica.handle for key, replica in servers.items()}
 
 
 def _bytes(batch: TrainBatch) -> int:

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 4.0  # between two health checks
 SUSPECT_AFTER_S = 15.0  # without an answer: no new requests
-DEAD_AFTER_S = 90.0  # without an answer: killed; a large model takes its time to load new weights
+DEAD_AFTER_S = 90.0  # without an answer: killed
 MAX_FAILURES = 3  # in a row without a single answered request: given up
 BACKOFF_S = (0.0, 2.0, 10.0)  # before the first, second, … attempt in a row to start it anew
 CLOSE_S = 2.0
@@ -56,7 +56,8 @@ class Launcher(Protocol):
     max_failures: int  # in a row, after which it is given up
 
     def start(self) -> Any:
-        """A handle whose `health()` coroutine returns once the process can be used."""
+        """A handle whose `health()` coroutine returns once the process can be used. That of a replica that is
+        refitted has `version()` too, which is answered also while it loads weights."""
         ...
 
     def placed(self) -> bool:
@@ -78,10 +79,11 @@ class Replica:
     generation: int = 0  # how often it was started
     load: int = 0  # rollouts it is busy with
     version: int = -1  # the policy it was last proved to hold
+    refitting: bool = False  # it is being given new weights now
     failures: int = 0  # since it last answered a request
     reason: str = ""  # of the last failure
     since: float = 0.0  # of the present state
-    ping: Future[None] | None = None
+    ping: Future[Any] | None = None
     pinged: float = 0.0
 
     @property
@@ -162,6 +164,22 @@ class Fleet:
         """It answered a request: earlier failures are forgotten."""
         replica.failures = 0
 
+    def refit(self, keys: Collection[str]) -> None:
+        """These processes are given new weights from now on, until `refitted`; those of a large model take
+        minutes. An engine that loads them answers nothing else, and its sync has a deadline of its own:
+        meanwhile only the process is asked for a sign of life."""
+        for replica in self.replicas:
+            if replica.key in keys and not replica.refitting:
+                replica.refitting = True
+                if replica.ping is not None:  # it waits behind the update
+                    replica.ping.cancel()
+                    replica.ping = None
+
+    def refitted(self) -> None:
+        """No weight update is under way any more."""
+        for replica in self.replicas:
+            replica.refitting = False
+
     def synced(self, replica: Replica, version: int) -> None:
         """It was proved to hold the weights of `version`. One that was late with its answer because it loaded
         them has answered with that: to sync it again would only make it late again."""
@@ -228,12 +246,14 @@ class Fleet:
         if replica.handle is not None:
             replica.launcher.kill(replica.handle)
         replica.handle, replica.load, replica.ping, replica.version = None, 0, None, -1
+        replica.refitting = False
 
     def _send_ping(self, replica: Replica, now: float) -> None:
-        replica.ping = asyncio.run_coroutine_threadsafe(replica.handle.health(), self._loop)
+        sign = replica.handle.version if replica.refitting else replica.handle.health
+        replica.ping = asyncio.run_coroutine_threadsafe(sign(), self._loop)
         replica.pinged = now
 
-    def _take_in(self, replica: Replica, ping: Future[None]) -> None:
+    def _take_in(self, replica: Replica, ping: Future[Any]) -> None:
         replica.ping = None
         try:
             ping.result()

@@ -4,7 +4,8 @@ A file in the directory `CHAOS_DIR` pulls the trigger:
 - `nan`: the sampler gives NaN as logprobs of a group, and its update has a NaN loss;
 - `clock`: the wall clock jumps a day ahead;
 - `disk`: no room for the journal while the file is there.
-Servers are declared dead after seconds instead of a minute and a half, so that tests are short.
+Servers and a learner that do not answer are given up after seconds instead of a minute and a half, so that
+tests are short.
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reasoner import cli
+from reasoner import cli, heartbeat
 from reasoner.journal import Journal
 from rollouts import fleet
 from rollouts.dispatch import Dispatcher
@@ -23,6 +24,7 @@ TRIGGERS = Path(os.environ["CHAOS_DIR"])
 DAY_S = 86400.0
 
 fleet.HEARTBEAT_S, fleet.SUSPECT_AFTER_S, fleet.DEAD_AFTER_S = 1.0, 5.0, 12.0
+heartbeat.HEARTBEAT_S, heartbeat.SILENT_AFTER_S = 1.0, 15.0
 
 real_time, real_finished, real_append = time.time, Dispatcher.finished, Journal.append_groups
 

@@ -120,7 +120,7 @@ def test_a_killed_driver_and_damaged_checkpoints(start, show):
 
 
 @pytest.mark.long
-def test_the_only_server_dies(start, show):
+def test_the_only_server_dies_and_the_learner_hangs(start, show):
     run = start()
     run.wait_for_steps(2)
     with chaos("only_server", run, show) as fault:
@@ -128,6 +128,13 @@ def test_the_only_server_dies(start, show):
         fault.training_goes_on()
     show(f"figure server_restart_overhead_s {run.restart_overhead_s():.1f} s")
     assert run.restart_overhead_s() < 5
+
+    with chaos("silent_learner", run, show) as fault:
+        silent = run.processes("LearnerActor")[0]
+        silent.send_signal(signal.SIGSTOP)
+        run.wait_for(lambda: "the learner hangs" in run.output(), "its silence noticed")
+        fault.training_goes_on()
+        assert not wait_until_gone([silent])
 
 
 @pytest.mark.long

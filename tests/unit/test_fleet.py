@@ -17,6 +17,8 @@ class Handle:
     def __init__(self):
         self.answers = threading.Event()
         self.answers.set()
+        self.runs = threading.Event()  # the process, whatever its engine does
+        self.runs.set()
         self.error = None
 
     async def health(self):
@@ -24,6 +26,14 @@ class Handle:
             await asyncio.sleep(0.001)
         if self.error:
             raise self.error
+
+    async def version(self):
+        while not self.runs.is_set():
+            await asyncio.sleep(0.001)
+        return 0
+
+    def will_answer(self, refitting):
+        return (self.runs if refitting else self.answers).is_set()
 
 
 class Launcher:
@@ -64,7 +74,7 @@ class World:
             self.fleet.poll()
             for r in self.replicas:
                 deadline = time.monotonic() + 2
-                while r.ping and r.handle.answers.is_set() and not r.ping.done():
+                while r.ping and r.handle.will_answer(r.refitting) and not r.ping.done():
                     assert time.monotonic() < deadline
                     time.sleep(0.001)
         self.fleet.poll()
@@ -111,6 +121,37 @@ def test_a_server_that_is_late_because_it_loads_weights_serves_after_that_sync(w
     w.replicas[0].handle.answers.set()
     w.settle(1)
     assert w.states() == ["serving", "serving"]
+
+
+def test_a_server_that_loads_weights_for_minutes_goes_on_serving(world):
+    """Its engine answers nothing meanwhile, also not the question that had been asked before."""
+    w = world(needs_sync=True)
+    w.settle()
+    for replica in w.replicas:
+        w.fleet.synced(replica, 4)
+        replica.handle.answers.clear()
+    w.settle(HEARTBEAT_S)
+    w.fleet.refit({replica.key for replica in w.replicas})
+    for _ in range(100):
+        w.settle(HEARTBEAT_S)
+    assert w.states() == ["serving", "serving"]
+    w.fleet.refitted()
+    w.replicas[0].handle.answers.set()
+    w.settle(HEARTBEAT_S)
+    w.settle(DEAD_AFTER_S + 1)
+    killed = [len(launcher.killed) for launcher in w.launchers]
+    assert killed == [0, 1], "the engine has to answer again"
+
+
+def test_a_process_that_hangs_while_it_is_refitted_is_killed(world):
+    w = world(needs_sync=True)
+    w.settle()
+    w.fleet.refit({w.replicas[0].key})
+    w.replicas[0].handle.runs.clear()
+    w.settle(HEARTBEAT_S)
+    w.settle(DEAD_AFTER_S + 1)
+    assert w.launchers[0].killed == w.launchers[0].handles[:1]
+    assert w.replicas[0].generation == 2 and not w.replicas[0].refitting
 
 
 def test_what_needs_no_sync_serves_when_healthy(world):

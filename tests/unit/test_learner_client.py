@@ -1,9 +1,10 @@
-"""A weight sync beside the loop: how its end is taken in, and what a learner that dies of it leaves behind.
+"""A weight sync beside the loop: how its end is taken in, and what a learner that dies or hangs leaves.
 Real learners die in tests/integration/test_learner_actor.py and tests/chaos."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import ray
 import ray_errors
 
-from reasoner import learner_client
+from reasoner import heartbeat, learner_client
 from reasoner.config import Config
 from reasoner.learner_client import LearnerClient
 from reasoner.types import SyncReport
@@ -27,9 +28,9 @@ class Ref:
 
 
 class Call:
-    """A method of an actor: each call is noted and answered with `answer`."""
+    """A method of an actor: each call is noted and answered with `answer()`."""
 
-    def __init__(self, name: str, answer: Any, calls: list[tuple[Any, ...]]) -> None:
+    def __init__(self, name: str, answer: Callable[[], Any], calls: list[tuple[Any, ...]]) -> None:
         self._name, self._answer, self._calls = name, answer, calls
 
     def options(self, **_: Any) -> Call:
@@ -37,7 +38,7 @@ class Call:
 
     def remote(self, *args: Any) -> Any:
         self._calls.append((self._name, *args))
-        return self._answer
+        return self._answer()
 
 
 class World:
@@ -46,18 +47,34 @@ class World:
     def __init__(self, checkpoints: Path) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.synced = Ref(ready=False)
+        self.updates: list[Ref] = []  # answers to the next updates; then they are done
+        self.told: list[str] = []
+        self.meanwhile: Callable[[], None] = lambda: None
         launchers = [
             SimpleNamespace(name=name, max_failures=3, kill=lambda handle: None) for name in ("a", "b")
         ]
         self.servers = Fleet(launchers, needs_sync=True, restarts=True)  # type: ignore[arg-type]
         for replica in self.servers.replicas:
             replica.state, replica.handle, replica.version = State.SERVING, object(), 3
-        self.config, self.learner = Config(max_staleness=1), self.new_learner()
+        self.config, self.learner, self.learner_peers = Config(max_staleness=1), self.new_learner(), []
         store = SimpleNamespace(latest=lambda: None)
-        self.client = LearnerClient(self, store, checkpoints, print, lambda call: None)  # type: ignore[arg-type]
+        self.client = LearnerClient(
+            self,  # type: ignore[arg-type]
+            store,  # type: ignore[arg-type]
+            checkpoints,
+            self.told.append,
+            lambda call: self.meanwhile(),
+        )
 
     def new_learner(self) -> Any:
-        answers = {"start_sync": Ref(), "synced": self.synced}
+        synced = self.synced
+        alive = self.alive = Ref()
+        answers: dict[str, Callable[[], Ref]] = {
+            "start_sync": Ref,
+            "synced": lambda: synced,
+            "ping": lambda: alive,
+            "update": lambda: self.updates.pop(0) if self.updates else Ref("done"),
+        }
         return SimpleNamespace(**{name: Call(name, answer, self.calls) for name, answer in answers.items()})
 
     def start_learner(self, model: Path) -> Ref:
@@ -65,6 +82,9 @@ class World:
         self.synced = Ref(ready=False)
         self.learner = self.new_learner()
         return Ref()
+
+    def names(self) -> list[str]:
+        return [call[0] for call in self.calls if call[0] != "ping"]
 
     def states(self) -> list[State]:
         return [replica.state for replica in self.servers.replicas]
@@ -81,7 +101,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[World]:
         return ref.value
 
     fake = SimpleNamespace(wait=wait, get=get, exceptions=ray.exceptions)
-    monkeypatch.setattr(learner_client, "ray", fake)
+    for module in (learner_client, heartbeat):
+        monkeypatch.setattr(module, "ray", fake)
     world = World(tmp_path)
     yield world
     world.servers.close()
@@ -107,9 +128,76 @@ def test_after_a_learner_died_in_a_sync_no_server_with_the_old_policy_serves(
     world.synced.ready, world.synced.value = True, gone
     world.client.settle(4)
     assert world.states() == [State.SYNCING, State.SYNCING]
-    names = [call[0] for call in world.calls]
-    assert names == ["start_sync", "synced", "start_learner", "start_sync", "synced"]
+    assert world.names() == ["start_sync", "synced", "start_learner", "start_sync", "synced"]
     assert world.calls[-2][1] == 4 and set(world.calls[-2][2]) == {"a#0", "b#0"}
     world.synced.ready, world.synced.value = True, SyncReport(4)
     world.client.poll_sync()
     assert world.states() == [State.SERVING, State.SERVING]
+
+
+def test_servers_are_known_to_load_weights_as_long_as_they_may(world: World) -> None:
+    refitting = lambda: [replica.refitting for replica in world.servers.replicas]  # noqa: E731
+    world.client.sync(4)
+    assert refitting() == [True, True]
+    world.synced.ready, world.synced.value = True, SyncReport(4)
+    world.client.poll_sync()
+    assert refitting() == [False, False]
+    world.client.sync(5)
+    world.synced.ready, world.synced.value = True, ray.exceptions.RayActorError()
+    world.client.poll_sync()
+    world.updates = [Ref(ray.exceptions.RayActorError())]
+    world.client.update(object(), 1.0)  # type: ignore[arg-type]
+    assert refitting() == [False, False], "the learner that gave them its weights is dead"
+
+
+@pytest.mark.parametrize("gone", ray_errors.GONE, ids=ray_errors.name)
+def test_an_update_outlives_learners_that_die_of_it_and_of_the_ones_before(
+    world: World, gone: Exception
+) -> None:
+    first, second = object(), object()
+    answers = ["done", gone, gone, gone, "done again", "done at last"]
+    world.updates = [Ref(answer) for answer in answers]
+    assert world.client.update(first, 1.0) == "done"  # type: ignore[arg-type]
+    assert world.client.update(second, 0.5) == "done at last"  # type: ignore[arg-type]
+    assert [call for call in world.calls if call[0] != "ping"] == [
+        ("update", first, 1.0),
+        ("update", second, 0.5),
+        ("start_learner",),
+        ("update", first, 1.0),  # the new one dies of it
+        ("update", second, 0.5),
+        ("start_learner",),
+        ("update", first, 1.0),
+        ("update", second, 0.5),
+    ]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(heartbeat, "SILENT_AFTER_S", 0.05)
+
+
+def test_a_learner_that_hangs_is_started_anew(world: World, impatient: None) -> None:
+    hung = world.alive
+
+    def hang_after_a_sign_of_life() -> None:
+        hung.ready = world.calls.count(("ping",)) < 2
+
+    world.meanwhile = hang_after_a_sign_of_life
+    world.updates = [Ref(ready=False)]
+    assert world.client.update(object(), 1.0) == "done"  # type: ignore[arg-type]
+    assert world.names() == ["update", "start_learner", "update"]
+    assert world.told == ["the learner hangs: it is started anew from the base model, with 0 updates to redo"]
+
+
+def test_a_learner_that_hangs_in_a_sync_is_found_while_rollouts_are_waited_for(
+    world: World, impatient: None
+) -> None:
+    hung = world.alive
+    world.client.sync(4)
+    deadline = time.monotonic() + 5
+    while "start_learner" not in world.names():
+        world.client.refit(4)
+        hung.ready = world.calls.count(("ping",)) < 2
+        assert time.monotonic() < deadline
+    assert world.told and world.states() == [State.SYNCING, State.SYNCING]
