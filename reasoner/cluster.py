@@ -38,8 +38,9 @@ from reasoner.types import SamplingParams, Task
 from rollouts.dispatch import Dispatcher
 from rollouts.fleet import Fleet, State
 from rollouts.gone import PROCESS_GONE
+from rollouts.http_sampler import HTTPSampler, all_answer
 from rollouts.launchers import ExternalLauncher, ServerLauncher, WorkerLauncher
-from rollouts.sampler import HTTPSampler, RaySampler, Sampler
+from rollouts.sampler import RaySampler, Sampler
 from rollouts.server import ServerConfig, ServerStats
 from rollouts.worker import GroupResult, RolloutWorker, build_worker
 from verifiers import VerifierPool
@@ -265,7 +266,7 @@ def start(
     processes = Processes(
         config,
         Fleet(
-            server_launchers(config, model, log_dir, learner_base),
+            server_launchers(config, model, log_dir, learner_base, on_wait),
             needs_sync=learner_base is not None,
             start_s=timeout_s,
             tell=tell,
@@ -292,11 +293,15 @@ def start(
 
 
 def server_launchers(
-    config: Config, model: ModelSource, log_dir: Path, learner_base: Path | None
+    config: Config,
+    model: ModelSource,
+    log_dir: Path,
+    learner_base: Path | None,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> list[ServerLauncher] | list[ExternalLauncher]:
     """One launcher a replica."""
     if config.server.addresses:
-        return [ExternalLauncher(sampler) for sampler in _external_samplers(config, model)]
+        return [ExternalLauncher(sampler) for sampler in _external_samplers(config, model, on_wait)]
     server = server_config(config, model, learner_base)
     return [ServerLauncher(f"server-{i}", server, log_dir) for i in range(config.server.replicas)]
 
@@ -387,19 +392,11 @@ def _check_devices(config: Config) -> None:
         raise UsageError(f"learner.ranks is {ranks}, but Ray sees {gpus} GPUs")
 
 
-def _external_samplers(config: Config, model: ModelSource) -> list[HTTPSampler]:
-    """Samplers of the servers that somebody else started; the key comes from VLLM_API_KEY."""
+def _external_samplers(config: Config, model: ModelSource, on_wait: Callable[[], None]) -> list[HTTPSampler]:
+    """Samplers of the servers that somebody else started, which must answer before anything else is started.
+    The key comes from VLLM_API_KEY."""
     key = os.environ.get("VLLM_API_KEY")
     addresses = config.server.addresses
     samplers = [HTTPSampler(url, stop_token_ids=model.end_token_ids, api_key=key) for url in addresses]
-    for sampler in samplers:
-        asyncio.run(_check_external(sampler))
+    asyncio.run(all_answer(samplers, config.server.startup_timeout_s, on_wait))
     return samplers
-
-
-async def _check_external(sampler: Sampler) -> None:
-    """A server that somebody else started must answer before anything else is started."""
-    try:
-        await sampler.health()
-    except ServerError as e:
-        raise ServerError(f"the server in server.addresses cannot be used: {e}") from None

@@ -102,7 +102,8 @@ class Fleet:
 
     what: their name in messages. needs_sync: they hold weights that must be brought up to date before they
     serve. start_s: how long a start may take. tell: gets one line for the user when something happens.
-    restarts: what fails is started anew; before that is switched on, any failure is an error.
+    restarts: what fails is started anew; before that is switched on it waits, unless all that the cluster has
+    room for have failed: then no restart would help, and that is an error.
     """
 
     launchers: Sequence[Launcher]
@@ -142,19 +143,21 @@ class Fleet:
         """Kills a replica that does not do its work; `poll` starts it anew."""
         if self._closed or replica.state in (State.DEAD, State.GONE):
             return
-        if not self.restarts:
-            raise ServerError(
-                f"{self.what} {replica.name} did not start: {reason}\n{replica.launcher.last_words()}"
-            )
+        started = replica.state not in (State.PENDING, State.STARTING)
         replica.failures += 1
         replica.reason = reason
         self._end(replica)
         given_up = replica.failures >= replica.launcher.max_failures
         self._enter(replica, State.GONE if given_up else State.DEAD, reason)
+        if not (self.restarts or any(self._has_place(other) for other in self.replicas)):
+            raise ServerError(
+                f"{self.what} {replica.name} did not start: {reason}\n{replica.launcher.last_words()}"
+            )
         first_line = reason.splitlines()[0] if reason else "no reason given"
         outcome = f"given up after {replica.failures} failures in a row" if given_up else "it is started anew"
         if given_up or replica.failures <= MAX_FAILURES:  # a server of others may be away for long
-            self.tell(f"{self.what} {replica.name} is lost, {outcome}: {first_line}")
+            what = "is lost" if started else "did not start"
+            self.tell(f"{self.what} {replica.name} {what}, {outcome}: {first_line}")
         if all(r.state is State.GONE for r in self.replicas):
             raise ServerError(
                 f"no {self.what} is left: {replica.name}: {reason}\n{replica.launcher.last_words()}"
@@ -220,7 +223,8 @@ class Fleet:
         if replica.state is State.GONE:
             return
         if replica.state is State.DEAD:
-            if now - replica.since >= BACKOFF_S[min(replica.failures, len(BACKOFF_S)) - 1]:
+            wanted = self.restarts or not replica.generation
+            if wanted and now - replica.since >= BACKOFF_S[min(replica.failures, len(BACKOFF_S)) - 1]:
                 self._start(replica)
             return
         if replica.state is State.PENDING:
@@ -233,6 +237,12 @@ class Fleet:
             self._overdue(replica, now - max(replica.pinged, replica.since))
         elif now - replica.pinged >= HEARTBEAT_S:
             self._send_ping(replica, now)
+
+    @staticmethod
+    def _has_place(replica: Replica) -> bool:
+        if replica.state is State.PENDING:
+            return replica.launcher.placed()
+        return replica.state not in (State.DEAD, State.GONE)
 
     def _start(self, replica: Replica) -> None:
         replica.generation += 1

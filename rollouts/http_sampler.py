@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
@@ -24,6 +24,7 @@ from reasoner.types import Completion, SamplingParams
 
 PROBING, FAILED = "probing:", "failed:"  # prefixes of a weight version while, and after, it is in doubt
 POLL_S = 0.02
+WAIT_S = 0.2  # between two looks at whether the user wants to stop
 VERDICT_S = 600.0  # for the learner to say whether the weights it gave are right
 
 
@@ -257,6 +258,27 @@ class HTTPSampler:
             )
             self._loop = loop
         return self._client
+
+
+async def all_answer(
+    samplers: Sequence[HTTPSampler], timeout_s: float, on_wait: Callable[[], None] = lambda: None
+) -> None:
+    """Returns once all of these servers have said that they are well; `on_wait` is called meanwhile, and may
+    raise to stop. Raises ServerError that names one that is not, or those that are silent for `timeout_s`."""
+    checks = {asyncio.ensure_future(sampler.health()): sampler.url for sampler in samplers}
+    deadline = time.monotonic() + timeout_s
+    waiting = set(checks)
+    while waiting:
+        done, waiting = await asyncio.wait(waiting, timeout=WAIT_S)
+        for error in [check.exception() for check in done]:
+            if isinstance(error, ServerError):
+                raise ServerError(f"the server in server.addresses cannot be used: {error}")
+            if error is not None:
+                raise error
+        on_wait()
+        if waiting and time.monotonic() > deadline:
+            silent = ", ".join(sorted(checks[check] for check in waiting))
+            raise ServerError(f"no answer within {timeout_s:.0f} s from {silent} in server.addresses")
 
 
 def _version_number(label: str) -> int:

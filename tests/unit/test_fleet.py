@@ -270,11 +270,27 @@ def test_a_start_has_a_deadline(world):
             w.settle(29)
 
 
-def test_before_restarts_are_switched_on_a_failure_is_an_error(world):
-    w = world(count=1)
+def test_one_that_fails_at_the_start_waits_until_others_serve(world):
+    w = world(count=3)
     w.fleet.restarts = False
-    w.launchers[0].healthy = False
-    with pytest.raises(ServerError, match="server s0 did not start: no GPU\nlast words"):
+    w.launchers[0].healthy = w.launchers[2].room = False
+    w.settle()
+    w.settle(60)
+    assert w.states() == ["dead", "serving", "pending"]
+    assert w.told == ["server s0 did not start, it is started anew: no GPU"]
+    w.launchers[0].healthy = w.fleet.restarts = True
+    w.settle()
+    assert w.states() == ["serving", "serving", "pending"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_when_all_that_have_room_fail_at_the_start_that_is_an_error(world, count):
+    w = world(count=count)
+    w.fleet.restarts = False
+    for launcher in w.launchers:
+        launcher.healthy = False
+    w.launchers[-1].room = count == 1
+    with pytest.raises(ServerError, match="server s\\d did not start: no GPU\nlast words"):
         w.settle()
 
 
