@@ -213,7 +213,7 @@ class Learner:
 
     def lead_score(self, token_ids: list[np.ndarray]) -> list[np.ndarray]:
         """`score` on rank 0 while the other ranks `follow`: only it knows what is to be scored."""
-        return self.score(self.ranks.broadcast(token_ids))
+        return self.score(self.ranks.broadcast(token_ids) or [])
 
     def follow(self) -> None:
         """On the other ranks: take part in `lead_score` until rank 0 calls `release`."""

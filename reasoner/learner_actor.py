@@ -54,7 +54,7 @@ class LearnerActor:
         import torch
 
         from reasoner.learner import Learner, LearnerConfig
-        from reasoner.ranks import Ranks, rendezvous
+        from reasoner.ranks import Ranks, meeting_point
 
         log_to(log_dir / (f"learner-{rank}.log" if rank else "learner.log"))
         self.config, keys = config, config.learner
@@ -66,7 +66,9 @@ class LearnerActor:
         check_rollout_fits(model_path, config, memory)
         self.peers = list(peers)
         if peers:
-            address = rendezvous(ray.util.get_node_ip_address())
+            host = ray.util.get_node_ip_address()
+            self.meeting_point = meeting_point(host)
+            address = f"{host}:{self.meeting_point.port}"
         calls = [
             peer.setup.remote(model_path, base_path, config, log_dir, (), i, address)
             for i, peer in enumerate(peers, start=1)

@@ -9,7 +9,7 @@ Left out: sharding of the sequence or of single layers. A rollout must fit on on
 from __future__ import annotations
 
 import datetime
-import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,12 @@ class Ranks:
 
     @classmethod
     def join(cls, rank: int, size: int, address: str, device: str = "cpu") -> Ranks:
-        """Meet the others at `address` ("host:port" on rank 0's machine); returns when all are there."""
+        """Meet the others in the store at `address` ("host:port"); returns when all are there."""
         if size > 1:
+            host, _, port = address.rpartition(":")
+            store = dist.TCPStore(host, int(port), is_master=False, timeout=TIMEOUT)
             backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-            dist.init_process_group(
-                backend, init_method=f"tcp://{address}", rank=rank, world_size=size, timeout=TIMEOUT
-            )
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         return cls(rank, size, device)
 
     def leave(self) -> None:
@@ -69,20 +69,30 @@ class Ranks:
         dist.all_reduce(total)
         return total.numpy()
 
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value`, on every rank."""
+    def broadcast(self, token_ids: Sequence[np.ndarray] | None) -> list[np.ndarray] | None:
+        """Rank 0's sequences of int32, or its None, on every rank; what the others pass does not count. They
+        travel as plain numbers: `broadcast_object_list` would unpickle what comes out of a socket."""
         if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
+            return None if token_ids is None else list(token_ids)
+        count = torch.tensor([-1 if token_ids is None else len(token_ids)])
+        dist.broadcast(count, src=0)
+        if count.item() < 0:
+            return None
+        lengths = torch.empty(int(count.item()), dtype=torch.int64)
+        if self.rank == 0 and token_ids is not None:
+            lengths = torch.tensor([len(ids) for ids in token_ids], dtype=torch.int64)
+        dist.broadcast(lengths, src=0)
+        flat = torch.empty(int(lengths.sum()), dtype=torch.int32)
+        if self.rank == 0 and token_ids:
+            flat = torch.from_numpy(np.concatenate(token_ids).astype(np.int32))
+        dist.broadcast(flat, src=0)
+        return [part.numpy() for part in flat.split(lengths.tolist())]
 
 
-def rendezvous(host: str = "127.0.0.1") -> str:
-    """A free "host:port" on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"{host}:{probe.getsockname()[1]}"
+def meeting_point(host: str) -> dist.TCPStore:
+    """The store that the ranks meet in, on a port that the system has chosen, for as long as this object lives.
+    `host`: how the others reach this machine."""
+    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
 
 
 def full(tensor: Tensor) -> Tensor:

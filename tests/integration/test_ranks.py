@@ -14,7 +14,7 @@ from tiny_learner import TEMPERATURE, make_batch, make_model, token_ids
 from transformers import AutoModelForCausalLM
 
 from reasoner.learner import Learner, LearnerConfig
-from reasoner.ranks import Ranks, full, rendezvous
+from reasoner.ranks import Ranks, full, meeting_point
 from reasoner.weight_channel import GatherOnly, SharedMemoryChannel
 
 pytestmark = pytest.mark.slow
@@ -26,6 +26,13 @@ CASES = {
     "adapters": {"lora_rank": 4},
     "reference, checkpointing": {"kl_coef": 0.1, "gradient_checkpointing": True},
 }
+
+
+SAID = [[[3, 1, 2], [], [70000]], [], [[]], None]  # by rank 0: token ids, then that there are no more
+
+
+def arrays(said) -> list[np.ndarray]:
+    return [np.array(ids, np.int32) for ids in said]
 
 
 def learner(path, ranks=None, base=None, **settings) -> Learner:
@@ -48,6 +55,9 @@ def moments(one: Learner) -> dict[str, torch.Tensor]:
 def work(rank: int, size: int, address: str, model_dir, out) -> None:
     torch.set_num_threads(1)
     ranks = Ranks.join(rank, size, address)
+    heard = [ranks.broadcast(None if rank or said is None else arrays(said)) for said in SAID]
+    if rank:
+        (out / "heard.json").write_text(json.dumps([one and [ids.tolist() for ids in one] for one in heard]))
     for name, settings in CASES.items():
         one = learner(model_dir, ranks, **settings)
         result = one.update(batch())
@@ -98,7 +108,8 @@ def ranks_did(tmp_path_factory):
     alone.update(batch())
     alone.save(out / "alone")
     alone.save_trainer(out / "alone" / "trainer")
-    torch.multiprocessing.spawn(work, (2, rendezvous(), model_dir, out), nprocs=2)
+    store = meeting_point("127.0.0.1")
+    torch.multiprocessing.spawn(work, (2, f"127.0.0.1:{store.port}", model_dir, out), nprocs=2)
     return model_dir, out
 
 
@@ -140,6 +151,11 @@ def test_what_one_process_saves_ranks_load(ranks_did):
     for parameter, moment in moments(alone).items():
         assert torch.equal(gathered[parameter], moment), parameter
     assert metrics["loss"] == pytest.approx(alone.update(batch()).metrics["loss"], abs=1e-5)
+
+
+def test_what_rank_0_says_the_others_hear(ranks_did):
+    _, out = ranks_did
+    assert json.loads((out / "heard.json").read_text()) == SAID
 
 
 def test_servers_get_whole_weights_and_the_probe_its_scores(ranks_did):
