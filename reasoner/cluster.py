@@ -40,6 +40,7 @@ from rollouts.fleet import Fleet, State
 from rollouts.gone import PROCESS_GONE
 from rollouts.http_sampler import HTTPSampler, all_answer
 from rollouts.launchers import ExternalLauncher, ServerLauncher, WorkerLauncher
+from rollouts.process import die_with_parent, redirect_output
 from rollouts.sampler import RaySampler, Sampler
 from rollouts.server import ServerConfig, ServerStats
 from rollouts.worker import GroupResult, RolloutWorker, build_worker
@@ -142,6 +143,8 @@ class WorkerActor:
     async def setup(
         self, model: ModelSource, template: str, config: Config, verifier: Any, log_file: Path
     ) -> None:
+        redirect_output(log_file)
+        die_with_parent()
         log_to(log_file)
         source, keys = load_tasks(config.tasks.source, config.seed), config.verifier
         judge = expecting(verifier, verifiers_of(source))

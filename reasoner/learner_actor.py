@@ -27,6 +27,7 @@ from reasoner.limits import check_rollout_fits
 from reasoner.logs import log_to
 from reasoner.types import TrainBatch
 from rollouts.gone import PROCESS_GONE
+from rollouts.process import die_with_parent, redirect_output
 from rollouts.sampler import Sampler
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,10 @@ class LearnerActor:
         from reasoner.learner import Learner, LearnerConfig
         from reasoner.ranks import Ranks, meeting_point
 
-        log_to(log_dir / (f"learner-{rank}.log" if rank else "learner.log"))
+        log_file = log_dir / (f"learner-{rank}.log" if rank else "learner.log")
+        redirect_output(log_file)
+        die_with_parent()
+        log_to(log_file)
         self.config, keys = config, config.learner
         device = keys.device
         if device == "auto":

@@ -1,7 +1,8 @@
 """One log file a process, in `logs/`: `driver.log`, `learner.log`, `worker_N.log`, `server_NAME.log`.
 
 A line is `time level process logger: message`, a traceback follows its line. What the user must know is said
-by the display and by errors; a server's file also holds everything that vLLM prints.
+by the display and by errors. The files of servers, learner and workers also hold whatever these processes
+print (`rollouts.process`): a library, a verifier of the user's, a native crash.
 """
 
 from __future__ import annotations

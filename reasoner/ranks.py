@@ -90,8 +90,8 @@ class Ranks:
 
 
 def meeting_point(host: str) -> dist.TCPStore:
-    """The store that the ranks meet in, on a port that the system has chosen, for as long as this object lives.
-    `host`: how the others reach this machine."""
+    """The store that the ranks meet in, on a port of this machine (`host` to the others) that the system has
+    chosen. It lives as long as this object."""
     return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -27,6 +25,7 @@ from reasoner.errors import ServerError, ServerLost, UsageError
 from reasoner.types import Completion, SamplingParams
 from rollouts.laps import Laps
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
+from rollouts.process import die_with_parent, redirect_output
 from rollouts.vllm_core import ServerConfig, set_environment, start_core, stop_token_ids
 
 LOG_TAIL_LINES = 15
@@ -54,9 +53,9 @@ class VLLMServer:
     def __init__(self, config: ServerConfig, log_path: str | None = None) -> None:
         started = time.perf_counter()
         if log_path is not None:
-            _redirect_output(log_path)
+            redirect_output(Path(log_path))
         set_environment(config)
-        _die_with_parent()
+        die_with_parent()
         gc.disable()  # imports make objects by the million and hardly any garbage
         from rollouts.engine import EngineLoop
 
@@ -359,31 +358,6 @@ def _check_model(model: str) -> None:
             raise UsageError(f"model directory {model} has no config.json")
     elif path.is_absolute() or model.startswith(".") or model.count("/") > 1:
         raise UsageError(f"model directory {model} does not exist")
-
-
-def _redirect_output(log_path: str) -> None:
-    """Send everything this process prints, C++ included, to the log file."""
-    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-
-
-def _die_with_parent() -> None:
-    """Leave when the parent is gone, even if it was killed: Ray does the same, but only between two
-    engine steps of a healthy worker."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent-watchdog", daemon=True).start()
 
 
 def _field(request: Any, name: str) -> Any:

@@ -53,6 +53,9 @@ class ScriptedServer:
 
     async def health(self) -> None: ...
 
+    async def version(self) -> int:
+        return self.current
+
     async def set_version(self, version: int) -> None:
         self.current = version
 
