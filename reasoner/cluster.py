@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from envs.tasks import load_tasks, verifiers_of
 from reasoner.config import Config
@@ -32,11 +34,12 @@ from reasoner.learner_actor import (
     with_adapters,
 )
 from reasoner.logs import log_to
+from reasoner.loopback import on_loopback
 from reasoner.model_source import ModelSource
 from reasoner.reaper import guard_children
 from reasoner.types import SamplingParams, Task
 from rollouts.dispatch import Dispatcher
-from rollouts.fleet import Fleet, State
+from rollouts.fleet import Fleet, Replica, State
 from rollouts.gone import PROCESS_GONE
 from rollouts.http_sampler import HTTPSampler, all_answer
 from rollouts.launchers import ExternalLauncher, ServerLauncher, WorkerLauncher
@@ -67,6 +70,7 @@ class Processes:
     base: Path | None = None
     learner: Any = None  # rank 0, which commands the others
     learner_peers: list[Any] = field(default_factory=list)
+    _learner_place: Any = None  # placement group
 
     def __post_init__(self) -> None:
         self.dispatcher = Dispatcher(self.servers, self.workers)
@@ -75,14 +79,19 @@ class Processes:
         """Starts the learner's ranks with the weights in `model`, in place of those that were; the reference
         is ready when they are."""
         self._kill_learner()
-        share = 0.5 if self.config.cluster.colocate else 1.0
+        needs = self._rank_needs()
+        place = placement_group([needs] * self.config.learner.ranks, strategy="PACK")  # all ranks or none
         actor = ray.remote(
             concurrency_groups={SYNC_GROUP: 1, HEARTBEAT_GROUP: 1},
-            num_cpus=1,
-            num_gpus=share * _on_gpu(self.config),
+            num_cpus=needs["CPU"],
+            num_gpus=needs.get("GPU", 0),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.config.learner.threads)}},
         )(LearnerActor)
-        self.learner, *self.learner_peers = [actor.remote() for _ in range(self.config.learner.ranks)]
+        self.learner, *self.learner_peers = [
+            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(place, rank)).remote()
+            for rank in range(self.config.learner.ranks)
+        ]
+        self._learner_place = place
         return self.learner.setup.remote(
             str(model), str(self.base), self.config, self.log_dir, self.learner_peers
         )
@@ -91,6 +100,22 @@ class Processes:
         for actor in [self.learner, *self.learner_peers]:
             if actor is not None:
                 ray.kill(actor)
+        if self._learner_place is not None:
+            remove_placement_group(self._learner_place)
+        self.learner, self.learner_peers, self._learner_place = None, [], None
+
+    def _rank_needs(self) -> dict[str, float]:
+        """What one rank of the learner asks Ray for."""
+        share = 0.5 if self.config.cluster.colocate else 1.0
+        return {"CPU": 1, "GPU": share} if _on_gpu(self.config) else {"CPU": 1}
+
+    def describe_learner(self) -> str:
+        """What it waits for while it is not ready."""
+        if self._learner_place.wait(0):
+            return "the learner is starting"
+        free, needs, ranks = ray.available_resources(), self._rank_needs(), self.config.learner.ranks
+        room = min(int(free.get(kind, 0) / amount) for kind, amount in needs.items())
+        return f"the learner is pending (the cluster has room for {min(room, ranks)} of its {ranks} ranks)"
 
     def sleep_servers(self) -> None:
         """Colocated on a GPU: servers give their memory back while the learner works."""
@@ -100,11 +125,17 @@ class Processes:
         self._all_servers("wake up", lambda actor: actor.wake_up.remote())
 
     def _all_servers(self, what: str, call: Callable[[Any], Any]) -> None:
-        """Raises ServerError when one of our own serving servers does not do it in time."""
-        try:
-            ray.get([call(sampler.actor) for sampler in self._own_servers()], timeout=TURN_S)
-        except ray.exceptions.GetTimeoutError:
-            raise ServerError(f"a vLLM server did not {what} within {TURN_S:.0f} s") from None
+        """Our own that serve; one that dies of it is started anew. Raises ServerError when one is not done in
+        time."""
+        calls = {call(replica.handle.actor): replica for replica in self._own_servers()}
+        deadline = time.monotonic() + TURN_S
+        for reference, replica in calls.items():
+            try:
+                ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+            except ray.exceptions.GetTimeoutError:
+                raise ServerError(f"{replica.name} did not {what} within {TURN_S:.0f} s") from None
+            except PROCESS_GONE as error:
+                self.servers.lost(replica, f"it did not {what}: {error}")
 
     def tokens_generated(self) -> dict[str, int]:
         """Tokens that each of our own serving servers has sampled so far: whether a slow run is alive."""
@@ -116,8 +147,7 @@ class Processes:
 
     def _stats(self) -> dict[str, ServerStats]:
         """Of those that answer at once; for the others the fleet has its health checks."""
-        serving = self.servers.in_state(State.SERVING)
-        calls = {r.handle.actor.stats.remote(): r.key for r in serving if isinstance(r.handle, RaySampler)}
+        calls = {r.handle.actor.stats.remote(): r.key for r in self._own_servers()}
         done = ray.wait(list(calls), num_returns=len(calls), timeout=STATS_S)[0] if calls else []
         found = {}
         for call in done:
@@ -125,9 +155,8 @@ class Processes:
                 found[calls[call]] = ray.get(call)
         return found
 
-    def _own_servers(self) -> list[RaySampler]:
-        serving = self.servers.in_state(State.SERVING)
-        return [r.handle for r in serving if isinstance(r.handle, RaySampler)]
+    def _own_servers(self) -> list[Replica]:
+        return [r for r in self.servers.in_state(State.SERVING) if isinstance(r.handle, RaySampler)]
 
     def stop(self) -> None:
         closing = [r.handle.actor.close.remote() for r in self.workers.in_state(State.SERVING)]
@@ -216,13 +245,14 @@ def connected(address: str) -> Iterator[None]:
         else:
             # Logical CPUs only place actors; processes here are mostly waiting for one another.
             cpus = max(16, os.cpu_count() or 1)
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                _system_config={"max_direct_call_object_size": DIRECT_BYTES},
-                **common,
-            )
+            with on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    _system_config={"max_direct_call_object_size": DIRECT_BYTES},
+                    **common,
+                )
     except ConnectionError as e:
         raise UsageError(f"no Ray cluster answers at {address!r}: {e}") from None
     reaper = None if address else guard_children()
@@ -338,7 +368,7 @@ def _wait_until_ready(
 def _not_ready(processes: Processes, learner: Any, timeout_s: float) -> str:
     waiting = [part for part in (processes.servers.describe(), processes.workers.describe()) if part]
     if learner is not None:
-        waiting.append("the learner is starting")
+        waiting.append(processes.describe_learner())
     hint = "; pending: the cluster lacks CPUs or GPUs for it" if "pending" in " ".join(waiting) else ""
     return f"not ready after {timeout_s:.0f} s: {'; '.join(waiting)}{hint}; logs: {processes.log_dir}"
 

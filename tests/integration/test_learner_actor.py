@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ import ray
 import tiny_model
 from tiny_learner import TEMPERATURE, learner, make_batch, make_model, token_ids
 
+from reasoner import cluster
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.learner_actor import LearnerActor
+from rollouts.fleet import Fleet
 
 pytestmark = pytest.mark.slow
 
@@ -69,3 +72,31 @@ def test_what_another_rank_refuses_is_what_the_caller_hears(tmp_path):
     ranks = start(make_model(tmp_path), tmp_path)
     with pytest.raises(ReasonerError, match="not with me"):
         ray.get(ranks[0].refuse.remote(), timeout=120)
+
+
+def wait_until(condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.1)
+
+
+def test_ranks_are_placed_together_or_named_and_what_was_reserved_is_given_back(tmp_path):
+    def all_free() -> bool:
+        return ray.available_resources().get("CPU") == 2.0
+
+    wait_until(all_free, "the learners of the other tests are gone")
+    fleets = Fleet([]), Fleet([])
+    processes = cluster.Processes(Config(learner={"ranks": 2}), *fleets, tmp_path, tmp_path)
+    for _ in range(2):  # the second time as after a death
+        processes.start_learner(tmp_path)
+        wait_until(lambda: processes.describe_learner() == "the learner is starting", "both have a place")
+        assert not all_free()
+    processes.stop()
+    wait_until(all_free, "both have given their places back")
+
+    three = cluster.Processes(Config(learner={"ranks": 3}), *fleets, tmp_path, tmp_path)
+    three.start_learner(tmp_path)
+    expected = "the learner is pending (the cluster has room for 2 of its 3 ranks)"
+    assert three.describe_learner() == expected and all_free()
+    three.stop()

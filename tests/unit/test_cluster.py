@@ -4,10 +4,13 @@ import socket
 from types import SimpleNamespace
 
 import pytest
+import ray
 
 from reasoner import cluster
 from reasoner.config import Config
 from reasoner.errors import ServerError
+from rollouts.fleet import Fleet, State
+from rollouts.sampler import RaySampler
 
 
 @pytest.fixture
@@ -41,3 +44,36 @@ def test_whoever_waits_for_a_server_of_others_can_stop(silent):
 def test_a_server_of_others_that_is_not_there_is_named():
     with pytest.raises(ServerError, match=r"server.addresses cannot be used: .*127.0.0.1:9: ConnectError"):
         wait_for("http://127.0.0.1:9", lambda: None)
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    """Processes with two servers whose answers are the values of `answers`; Ray is played."""
+    answers = {}
+
+    def get(reference, timeout):
+        if isinstance(answers[reference], Exception):
+            raise answers[reference]
+
+    monkeypatch.setattr(cluster, "ray", SimpleNamespace(get=get, exceptions=ray.exceptions))
+    launchers = [SimpleNamespace(name=name, max_failures=3, kill=lambda handle: None) for name in "ab"]
+    servers = Fleet(launchers, restarts=True)
+    for replica in servers.replicas:
+        sleep = SimpleNamespace(remote=lambda name=replica.name: name)
+        replica.state, replica.handle = State.SERVING, RaySampler(SimpleNamespace(sleep=sleep))
+    yield cluster.Processes(Config(), servers, Fleet([]), None), answers
+    servers.close()
+
+
+def test_a_server_that_dies_as_it_goes_to_sleep_is_started_anew(serving):
+    processes, answers = serving
+    answers |= {"a": ray.exceptions.RayActorError(), "b": None}
+    processes.sleep_servers()
+    assert [str(replica.state) for replica in processes.servers.replicas] == ["dead", "serving"]
+
+
+def test_a_server_that_does_not_go_to_sleep_is_named(serving):
+    processes, answers = serving
+    answers |= {"a": None, "b": ray.exceptions.GetTimeoutError()}
+    with pytest.raises(ServerError, match="b did not go to sleep within 600 s"):
+        processes.sleep_servers()
