@@ -9,6 +9,7 @@ Left out: sharding of the sequence or of single layers. A rollout must fit on on
 from __future__ import annotations
 
 import datetime
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,9 +91,15 @@ class Ranks:
 
 
 def meeting_point(host: str) -> dist.TCPStore:
-    """The store that the ranks meet in, on a port of this machine (`host` to the others) that the system has
-    chosen. It lives as long as this object."""
-    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+    """The store that the ranks meet in, at this address of this machine and at a port that the system
+    has chosen. It lives as long as this object."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, 0), family=family)  # the store itself would take all interfaces
+    port = listening.getsockname()[1]
+    descriptor = listening.detach()  # the store closes it
+    return dist.TCPStore(
+        host, port, is_master=True, wait_for_workers=False, timeout=TIMEOUT, master_listen_fd=descriptor
+    )
 
 
 def full(tensor: Tensor) -> Tensor:

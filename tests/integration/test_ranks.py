@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.multiprocessing
@@ -156,6 +157,13 @@ def test_what_one_process_saves_ranks_load(ranks_did):
 def test_what_rank_0_says_the_others_hear(ranks_did):
     _, out = ranks_did
     assert json.loads((out / "heard.json").read_text()) == SAID
+
+
+def test_ranks_meet_where_they_were_told_and_nowhere_else():
+    store = meeting_point("127.0.0.1")
+    sockets = psutil.Process().net_connections(kind="inet")
+    listening = [s.laddr.ip for s in sockets if s.laddr.port == store.port and s.status == psutil.CONN_LISTEN]
+    assert listening == ["127.0.0.1"]
 
 
 def test_servers_get_whole_weights_and_the_probe_its_scores(ranks_did):
