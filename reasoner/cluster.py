@@ -70,7 +70,7 @@ class Processes:
     base: Path | None = None
     learner: Any = None  # rank 0, which commands the others
     learner_peers: list[Any] = field(default_factory=list)
-    _learner_place: Any = None  # placement group
+    learner_place: Any = None  # placement group
 
     def __post_init__(self) -> None:
         self.dispatcher = Dispatcher(self.servers, self.workers)
@@ -91,7 +91,7 @@ class Processes:
             actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(place, rank)).remote()
             for rank in range(self.config.learner.ranks)
         ]
-        self._learner_place = place
+        self.learner_place = place
         return self.learner.setup.remote(
             str(model), str(self.base), self.config, self.log_dir, self.learner_peers
         )
@@ -100,9 +100,9 @@ class Processes:
         for actor in [self.learner, *self.learner_peers]:
             if actor is not None:
                 ray.kill(actor)
-        if self._learner_place is not None:
-            remove_placement_group(self._learner_place)
-        self.learner, self.learner_peers, self._learner_place = None, [], None
+        if self.learner_place is not None:
+            remove_placement_group(self.learner_place)
+        self.learner, self.learner_peers, self.learner_place = None, [], None
 
     def _rank_needs(self) -> dict[str, float]:
         """What one rank of the learner asks Ray for."""
@@ -111,7 +111,7 @@ class Processes:
 
     def describe_learner(self) -> str:
         """What it waits for while it is not ready."""
-        if self._learner_place.wait(0):
+        if self.learner_place.wait(0):
             return "the learner is starting"
         free, needs, ranks = ray.available_resources(), self._rank_needs(), self.config.learner.ranks
         room = min(int(free.get(kind, 0) / amount) for kind, amount in needs.items())
@@ -330,9 +330,9 @@ def server_launchers(
     model: ModelSource,
     log_dir: Path,
     learner_base: Path | None,
-    on_wait: Callable[[], None] = lambda: None,
+    on_wait: Callable[[], None],
 ) -> list[ServerLauncher] | list[ExternalLauncher]:
-    """One launcher a replica."""
+    """One launcher a replica. Servers of others are waited for; `on_wait` is called meanwhile."""
     if config.server.addresses:
         return [ExternalLauncher(sampler) for sampler in _external_samplers(config, model, on_wait)]
     server = server_config(config, model, learner_base)

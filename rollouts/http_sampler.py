@@ -260,9 +260,7 @@ class HTTPSampler:
         return self._client
 
 
-async def all_answer(
-    samplers: Sequence[HTTPSampler], timeout_s: float, on_wait: Callable[[], None] = lambda: None
-) -> None:
+async def all_answer(samplers: Sequence[HTTPSampler], timeout_s: float, on_wait: Callable[[], None]) -> None:
     """Returns once all of these servers have said that they are well; `on_wait` is called meanwhile, and may
     raise to stop. Raises ServerError that names one that is not, or those that are silent for `timeout_s`."""
     checks = {asyncio.ensure_future(sampler.health()): sampler.url for sampler in samplers}

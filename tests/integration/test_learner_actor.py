@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 class Probed(LearnerActor):
     def pid(self) -> int:
+        os.write(2, b"asked for its pid\n")  # as native code writes
         return os.getpid()
 
     def refuse(self) -> None:
@@ -63,7 +64,9 @@ def test_two_ranks_update_save_and_die_together(tmp_path):
     assert len(list((tmp_path / "saved" / "trainer").glob("optimizer-*-of-00002.safetensors"))) == 2
     assert ray.get(ranks[0].fingerprint.remote(), timeout=60)["ranks"] == 2
 
-    os.kill(ray.get(ranks[1].pid.remote()), signal.SIGKILL)
+    pid = ray.get(ranks[1].pid.remote())
+    assert "asked for its pid" in (tmp_path / "learner-1.log").read_text()
+    os.kill(pid, signal.SIGKILL)
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(ranks[0].update.remote(batch, 1.0), timeout=120)
 

@@ -20,14 +20,14 @@ def silent():
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-def wait_for(address, on_wait):
-    config = Config(server={"addresses": [address], "startup_timeout_s": 0.6})
+def wait_for(address, on_wait, timeout_s):
+    config = Config(server={"addresses": [address], "startup_timeout_s": timeout_s})
     cluster.server_launchers(config, SimpleNamespace(end_token_ids=()), None, None, on_wait)
 
 
 def test_a_server_of_others_that_never_answers_is_named(silent):
     with pytest.raises(ServerError, match=f"no answer within 1 s from {silent} in server.addresses"):
-        wait_for(silent, lambda: None)
+        wait_for(silent, lambda: None, timeout_s=0.6)
 
 
 def test_whoever_waits_for_a_server_of_others_can_stop(silent):
@@ -38,12 +38,12 @@ def test_whoever_waits_for_a_server_of_others_can_stop(silent):
         raise Stopped
 
     with pytest.raises(Stopped):
-        wait_for(silent, stop)
+        wait_for(silent, stop, timeout_s=60)
 
 
 def test_a_server_of_others_that_is_not_there_is_named():
     with pytest.raises(ServerError, match=r"server.addresses cannot be used: .*127.0.0.1:9: ConnectError"):
-        wait_for("http://127.0.0.1:9", lambda: None)
+        wait_for("http://127.0.0.1:9", lambda: None, timeout_s=60)
 
 
 @pytest.fixture
