@@ -39,7 +39,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preset:
-    """A data set on the hub and an example of its problems. Sizes and licences are those that the hub states."""
+    """A data set on the hub, and an example of its problems. Sizes and licences are as the hub states."""
 
     path: str
     options: Mapping[str, str] = field(default_factory=dict)
