@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from envs.tasks import load_tasks, verifiers_of
 from reasoner.config import Config
-from reasoner.errors import ReasonerError, ServerError, UsageError
+from reasoner.errors import ReasonerError, ServerError, ServerLost, UsageError
 from reasoner.learner_actor import (
     HEARTBEAT_GROUP,
     SYNC_GROUP,
@@ -134,7 +134,9 @@ class Processes:
                 ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
                 raise ServerError(f"{replica.name} did not {what} within {TURN_S:.0f} s") from None
-            except PROCESS_GONE as error:
+            except (*PROCESS_GONE, ray.exceptions.RayTaskError) as error:
+                if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(error.cause, ServerLost):
+                    raise
                 self.servers.lost(replica, f"it did not {what}: {error}")
 
     def tokens_generated(self) -> dict[str, int]:

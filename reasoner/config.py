@@ -271,6 +271,8 @@ class Config(Section):
             raise ValueError(f"name {self.name!r} is not a plain name: it must stay inside {self.runs_dir}/")
         if self.cluster.colocate and self.max_staleness:
             raise ValueError("cluster.colocate runs samplers and learner in turn: it needs max_staleness = 0")
+        if self.cluster.colocate and self.learner.ranks > 1:
+            raise ValueError("cluster.colocate is for one GPU: it needs learner.ranks = 1")
         if self.cluster.colocate and self.server.addresses:
             raise ValueError(
                 "cluster.colocate cannot put servers to sleep that somebody else started (server.addresses)"

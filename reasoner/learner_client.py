@@ -125,7 +125,7 @@ class LearnerClient:
         if self._dead is not None:
             self._revive(self._dead)
         servers = {r.key: r for r in self._processes.servers.in_state(State.SYNCING)}
-        if self._under_way is None and servers:
+        if self._dead is None and self._under_way is None and servers:
             self._begin(version, servers)
 
     def settle(self, version: int) -> None:
@@ -202,15 +202,18 @@ class LearnerClient:
     ) -> Any:
         """The result of a call, made again when the learner dies of it or before it."""
         for _ in range(MAX_REVIVALS):
-            try:
-                return self._wait(start(self._processes.learner), what, deadline_s, meanwhile)
-            except LEARNER_GONE as error:
-                reason = error
-                self._revive(error)
-        raise ReasonerError(f"the learner died {MAX_REVIVALS} times in a row during {what}: {reason}")
+            if self._dead is not None:
+                self._revive(self._dead)
+            if self._dead is None:
+                try:
+                    return self._wait(start(self._processes.learner), what, deadline_s, meanwhile)
+                except LEARNER_GONE as error:
+                    self._dead = error
+        raise ReasonerError(f"the learner died {MAX_REVIVALS} times in a row during {what}: {self._dead}")
 
     def _revive(self, reason: Exception) -> None:
-        """A new learner in the state of the old one. A death meanwhile is noticed by the next call."""
+        """A new learner in the state of the old one; where it does not get there, it is `_dead` itself: one
+        that has redone only some of the updates may live, and must not be used."""
         died = "hangs" if isinstance(reason, LearnerSilent) else "died"
         log.error("the learner %s: %s", died, reason)
         latest = self._checkpoints.latest()
@@ -237,6 +240,7 @@ class LearnerClient:
                 self._wait(again, "an update", UPDATE_S)
         except LEARNER_GONE as error:
             log.error("the new learner died: %s", error)
+            self._dead = error
 
     def _new_heartbeat(self) -> Heartbeat:
         return Heartbeat([self._processes.learner, *self._processes.learner_peers])

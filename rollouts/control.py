@@ -74,14 +74,6 @@ class ServerControl(ABC):
         """Whether it can map the learner's memory: a server on another node cannot."""
         return True
 
-    def receive(self, version: int, weights: Any = None) -> None:
-        """One whole weight update. `weights`: a Ray reference to the bytes for a server that does not share
-        memory; for any other they are in place already."""
-        self.start_weight_update()
-        self.update_weights({})
-        self.finish_weight_update()
-        self.set_version(version)
-
     def refit(
         self,
         version: int,
@@ -92,11 +84,16 @@ class ServerControl(ABC):
         clear_cache: bool,
         keep_kv: bool,
     ) -> tuple[Probe, dict[str, float]]:
-        """Pause, `receive`, probe: the probe's answer, and the seconds of `pause`, `transfer` and `probe`."""
+        """Pause, a whole weight update, probe: the probe's answer, and the seconds of `pause`, `transfer` and
+        `probe`. `weights`: a Ray reference to the bytes for a server that does not share memory; for any
+        other, such as this one, they are in place already."""
         clock = Laps()
         self.pause(clear_cache, keep_kv)
         clock.lap("pause")
-        self.receive(version, weights)
+        self.start_weight_update()
+        self.update_weights({})
+        self.finish_weight_update()
+        self.set_version(version)
         clock.lap("transfer")
         answer = self.probe(sequences, temperature)
         clock.lap("probe")

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import torch
 from vllm import ir
+from vllm.platforms import current_platform
 
 COMPILED = "cpu_compiled"
+VECTOR = 16  # numbers that the kernels take at once: other widths they refuse
 PREFERRED = {"rms_norm": [COMPILED], "fused_add_rms_norm": [COMPILED]}
 
 
 def _plain(
     x: torch.Tensor, weight: torch.Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
-    return variance_size is None and weight is not None and weight.dtype == x.dtype
+    whole = x.shape[-1] % VECTOR == 0
+    return variance_size is None and weight is not None and weight.dtype == x.dtype and whole
 
 
 def _plain_with_residual(
@@ -28,7 +31,8 @@ def _plain_with_residual(
     epsilon: float,
     variance_size: int | None = None,
 ) -> bool:
-    return _plain(x, weight, epsilon, variance_size) and x.is_contiguous() and x_residual.is_contiguous()
+    alike = x.dtype == x_residual.dtype and x.is_contiguous() and x_residual.is_contiguous()
+    return _plain(x, weight, epsilon, variance_size) and alike
 
 
 def _rms_norm(
@@ -53,6 +57,7 @@ def _fused_add_rms_norm(
 
 def register() -> None:
     """Make the kernels known to vLLM in this process (idempotent)."""
+    current_platform.import_kernels()
     norm, add_norm = ir.ops.rms_norm, ir.ops.fused_add_rms_norm
     if COMPILED not in norm.impls:
         norm.register_impl(COMPILED, supports_args=_plain)(_rms_norm)

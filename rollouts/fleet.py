@@ -154,7 +154,8 @@ class Fleet:
                 f"{self.what} {replica.name} did not start: {reason}\n{replica.launcher.last_words()}"
             )
         first_line = reason.splitlines()[0] if reason else "no reason given"
-        outcome = f"given up after {replica.failures} failures in a row" if given_up else "it is started anew"
+        again = "it is started anew" if self.restarts else "it is tried again once the run has begun"
+        outcome = f"given up after {replica.failures} failures in a row" if given_up else again
         if given_up or replica.failures <= MAX_FAILURES:  # a server of others may be away for long
             what = "is lost" if started else "did not start"
             self.tell(f"{self.what} {replica.name} {what}, {outcome}: {first_line}")

@@ -64,7 +64,7 @@ class RolloutQueue:
         taken, rest = aged[: self.groups_per_step], aged[self.groups_per_step :]
         self.queued = deque(group for *_, group in rest)
         self.trained += len(taken)
-        too_old = range(
-            self.version - self.max_staleness
-        )  # NO_VERSION is not: what was not sampled is not old
-        return [g for v, _, g in taken if v not in too_old], [g for v, _, g in taken if v in too_old]
+        oldest = self.version - self.max_staleness
+        stale = [0 <= v < oldest for v, _, _ in taken]  # NO_VERSION: what was not sampled is not old
+        fresh = [g for (*_, g), old in zip(taken, stale, strict=True) if not old]
+        return fresh, [g for (*_, g), old in zip(taken, stale, strict=True) if old]

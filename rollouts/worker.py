@@ -154,7 +154,7 @@ class RolloutWorker:
             observation = _text((await _call(episode.env, "reset", options=options))[0], episode.env)
         episode.observe(self.prompt_ids(task, observation))
         if episode.failure:
-            self._finish(episode, truncated=False)
+            await self._finish(episode, truncated=False)
         return episode
 
     def prompt_ids(self, task: Task, observation: str) -> list[int]:
@@ -188,21 +188,22 @@ class RolloutWorker:
 
     async def _act(self, sampler: Sampler, episodes: Sequence[_Episode], params: SamplingParams) -> None:
         if params.max_tokens < 1:  # the budget ended with the last turn
-            for episode in episodes:
-                self._finish(episode, truncated=True)
+            await asyncio.gather(*(self._finish(episode, truncated=True) for episode in episodes))
             return
         completions = await sampler.generate([e.token_ids for e in episodes], params)
         pairs = list(zip(episodes, completions, strict=True))
         for episode, completion in pairs:
             episode.act(completion)
         steps = await asyncio.gather(*(self._step(e, c.token_ids.tolist()) for e, c in pairs))
+        over = []
         for (episode, completion), (observation, ended, cut) in zip(pairs, steps, strict=True):
             if completion.finish_reason == "length":
-                self._finish(episode, truncated=True)
+                over.append(self._finish(episode, truncated=True))
             elif ended or cut or episode.failure:
-                self._finish(episode, cut)
+                over.append(self._finish(episode, cut))
             else:
                 episode.observe(self._observation_ids(completion, observation))
+        await asyncio.gather(*over)
 
     async def _step(self, episode: _Episode, token_ids: list[int]) -> tuple[str, bool, bool]:
         """(observation, terminated, truncated) for what was sampled."""
@@ -226,10 +227,10 @@ class RolloutWorker:
         """The verdict on one completion, for an environment that shows it. It must run in a thread."""
         return self.verifiers.submit_group([completion], task).result()[0]
 
-    def _finish(self, episode: _Episode, truncated: bool) -> None:
+    async def _finish(self, episode: _Episode, truncated: bool) -> None:
         episode.terminated, episode.truncated = not truncated, truncated
         with _tolerated("close", episode):
-            episode.env.close()
+            await _call(episode.env, "close")
 
     async def _verify(self, group: Group) -> tuple[Group, float]:
         started = time.monotonic()

@@ -8,7 +8,7 @@ import ray
 
 from reasoner import cluster
 from reasoner.config import Config
-from reasoner.errors import ServerError
+from reasoner.errors import ServerError, ServerLost
 from rollouts.fleet import Fleet, State
 from rollouts.sampler import RaySampler
 
@@ -65,9 +65,13 @@ def serving(monkeypatch):
     servers.close()
 
 
-def test_a_server_that_dies_as_it_goes_to_sleep_is_started_anew(serving):
+ENGINE_DIED = ray.exceptions.RayTaskError("sleep", "", ServerLost("the vLLM engine failed"))
+
+
+@pytest.mark.parametrize("error", [ray.exceptions.RayActorError(), ENGINE_DIED], ids=["process", "engine"])
+def test_a_server_that_dies_as_it_goes_to_sleep_is_started_anew(serving, error):
     processes, answers = serving
-    answers |= {"a": ray.exceptions.RayActorError(), "b": None}
+    answers |= {"a": error, "b": None}
     processes.sleep_servers()
     assert [str(replica.state) for replica in processes.servers.replicas] == ["dead", "serving"]
 

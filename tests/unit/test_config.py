@@ -45,6 +45,7 @@ def test_fewer_than_sixty_keys_and_each_has_help():
         (["--learner.loss", "ppo"], "learner.loss"),
         (["--learner.minibatches", "64"], "minibatches"),
         (["--cluster.colocate", "true", "--max_staleness", "2"], "max_staleness = 0"),
+        (["--cluster.colocate", "true", "--learner.ranks", "2"], "learner.ranks = 1"),
     ],
 )
 def test_bad_input_is_one_clear_usage_error(flags, message):

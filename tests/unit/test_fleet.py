@@ -277,7 +277,7 @@ def test_one_that_fails_at_the_start_waits_until_others_serve(world):
     w.settle()
     w.settle(60)
     assert w.states() == ["dead", "serving", "pending"]
-    assert w.told == ["server s0 did not start, it is started anew: no GPU"]
+    assert w.told == ["server s0 did not start, it is tried again once the run has begun: no GPU"]
     w.launchers[0].healthy = w.fleet.restarts = True
     w.settle()
     assert w.states() == ["serving", "serving", "pending"]

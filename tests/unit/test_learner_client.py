@@ -155,7 +155,7 @@ def test_an_update_outlives_learners_that_die_of_it_and_of_the_ones_before(
     world: World, gone: Exception
 ) -> None:
     first, second = object(), object()
-    answers = ["done", gone, gone, gone, "done again", "done at last"]
+    answers = ["done", gone, gone, "done again", "done at last"]
     world.updates = [Ref(answer) for answer in answers]
     assert world.client.update(first, 1.0) == "done"  # type: ignore[arg-type]
     assert world.client.update(second, 0.5) == "done at last"  # type: ignore[arg-type]
@@ -163,12 +163,23 @@ def test_an_update_outlives_learners_that_die_of_it_and_of_the_ones_before(
         ("update", first, 1.0),
         ("update", second, 0.5),
         ("start_learner",),
-        ("update", first, 1.0),  # the new one dies of it
-        ("update", second, 0.5),
+        ("update", first, 1.0),  # the new one dies of it, or lives and has not done it: it gets no other
         ("start_learner",),
         ("update", first, 1.0),
         ("update", second, 0.5),
     ]
+
+
+def test_a_learner_that_has_not_redone_all_gives_its_weights_to_nobody(world: World) -> None:
+    lost = ray.exceptions.ObjectLostError("x", None, "")
+    world.updates = [Ref("done"), Ref(lost)]
+    world.client.update(object(), 1.0)  # type: ignore[arg-type]
+    world.client.sync(4)
+    world.synced.ready, world.synced.value = True, lost
+    world.client.settle(4)  # a new learner, whose update is not answered
+    assert world.names()[-2:] == ["start_learner", "update"]
+    world.client.settle(4)
+    assert world.names()[-4:] == ["start_learner", "update", "start_sync", "synced"]
 
 
 @pytest.fixture

@@ -24,14 +24,14 @@ ctypes.string_at(0)  # a native crash
 PARENT = """
 import subprocess, sys, time
 print(subprocess.Popen([sys.executable, "-c", sys.argv[1]]).pid, flush=True)
-time.sleep(60)
+time.sleep(300)
 """
 
 CHILD = """
 import time
 from rollouts.process import die_with_parent
 die_with_parent()
-time.sleep(60)
+time.sleep(300)
 """
 
 
@@ -48,10 +48,10 @@ def test_what_a_process_prints_and_how_it_crashes_is_in_its_file(tmp_path):
 def test_a_process_ends_with_its_parent():
     with subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True) as parent:
         child = psutil.Process(int(parent.stdout.readline()))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while child.num_threads() < 2:  # until it watches
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(parent.pid, signal.SIGKILL)
-    psutil.wait_procs([child], timeout=5)
+    psutil.wait_procs([child], timeout=60)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

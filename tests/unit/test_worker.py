@@ -161,6 +161,7 @@ class Fragile(TextEnv):
         return "", True, False, action
 
     def close(self):
+        self.threads.append(threading.current_thread())
         self._fail("close")
 
     def _fail(self, method):
@@ -242,7 +243,7 @@ def test_an_environment_that_may_wait_waits_in_a_thread():
         source = Made(kind)
         subject, _, _ = worker([tokens("b")], source)
         run(subject, [failing(None)], group_size=1)
-        assert [t is not threading.main_thread() for t in source.made[0].threads] == [elsewhere] * 2
+        assert [t is not threading.main_thread() for t in source.made[0].threads] == [elsewhere] * 3
 
 
 def test_an_environment_can_only_stop_or_mask():
