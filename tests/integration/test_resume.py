@@ -162,6 +162,19 @@ def test_an_evaluation_that_was_interrupted_is_made_up(whole, folder, monkeypatc
         training.train(reopen(run, {})[1], resume=run)
 
 
+def test_a_run_whose_time_runs_out_between_two_steps_is_evaluated(folder, monkeypatch):
+    real = training.Loop.save
+
+    def slow(loop):
+        real(loop)
+        loop.started -= 3600 if loop.progress.step == 2 else 0
+
+    monkeypatch.setattr(training.Loop, "save", slow)
+    run = training.train(config(folder, "timed", STEPS).model_copy(update={"time_limit_s": 3000.0}))
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines if "eval" in line] == [0, 2] and lines[-1]["step"] == 2
+
+
 @pytest.mark.parametrize(("method", "saved"), [("_tell_of_idleness", 2), ("_update", 0)])
 def test_a_bug_leaves_a_run_that_goes_on_and_says_how(whole, folder, monkeypatch, method, saved):
     """Between two steps all is saved; in the middle of one the last checkpoint and the journal have it."""
