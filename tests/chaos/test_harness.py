@@ -1,7 +1,10 @@
-"""The lines of `make chaos` say FAILED when something failed."""
+"""The lines of `make chaos` say FAILED when something failed, and what a run leaves running is found."""
 
 import sqlite3
+import subprocess
+from functools import partial
 
+import harness
 import pytest
 from harness import Run, chaos
 
@@ -41,3 +44,16 @@ def test_every_fault_has_a_line_also_after_one_that_failed():
     ]
     with pytest.raises(ExceptionGroup, match="4 faults"):  # and what it leaves running
         run.close()
+
+
+def test_what_is_left_running_is_named_and_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "wait_until_gone", partial(harness.wait_until_gone, seconds=0))
+    run = PaperRun()
+    run.home, run.family = tmp_path, lambda: []
+    (tmp_path / "runs").mkdir()
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path / "runs") as left:
+        with pytest.raises(AssertionError, match="left running: .'sleep 60'"), run.leaving_nothing():
+            pass
+    assert left.returncode == -9
+    with run.leaving_nothing():
+        pass
