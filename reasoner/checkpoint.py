@@ -1,7 +1,8 @@
 """Checkpoints that are complete or invisible.
 
-A checkpoint is written to a hidden temporary directory, forced to disk and renamed to `step_NNNNNN`; the
-link `latest` is replaced after that. Whatever dies in between leaves the previous checkpoint as `latest`.
+A checkpoint is written to a hidden temporary directory, forced to disk and renamed to `step_NNNNNN` (where
+the step was saved before: in exchange for that); the link `latest` is replaced after that. Whatever dies in
+between leaves the previous checkpoint as `latest`.
 `trainer/manifest.json` lists every file with its size and sha256, so a checkpoint that was cut short later
 (a copy, a broken disk) is recognised and passed over. The hashes of all checkpoints ever written, also of
 those retention has removed, stay in `hashes.jsonl`; a line `{"resumed_from": N}` there says that what stands
@@ -12,6 +13,7 @@ One process writes to a run directory at a time; any number may read.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -29,6 +31,7 @@ _RESUMED = re.compile(rb'\{"resumed_from": (\d+)\}\Z')
 _TEMPORARY = ".incomplete_"
 _STATE = Path("trainer/state.json")
 _MANIFEST = Path("trainer/manifest.json")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 class CheckpointStore:
@@ -68,8 +71,8 @@ class CheckpointStore:
                 (temporary / _STATE).write_bytes(text)
                 _seal(temporary, step)
                 self._publish(temporary, step)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)  # gone already unless something failed
+            finally:  # gone already, unless something failed or the step was saved before: then that
+                shutil.rmtree(temporary, ignore_errors=True)
             self._log_missing_hashes()
             if best:
                 self.mark_best(step)
@@ -140,8 +143,9 @@ class CheckpointStore:
     def _publish(self, temporary: Path, step: int) -> None:
         final = self.path(step)
         if final.exists():
-            self._remove(final)
-        os.rename(temporary, final)
+            _exchange(temporary, final)
+        else:
+            os.rename(temporary, final)
         fsync_directory(self.directory)
         self._link("latest", final)
 
@@ -190,6 +194,18 @@ class CheckpointStore:
                 missing.append(line)
         if missing:
             write_atomically(log, known + b"".join(line + b"\n" for line in missing))
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Two directories change places, at once: neither name is ever without one. Where the system cannot (not
+    Linux, some network file systems), there is none under either name for an instant."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    places = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    if rename is None or rename(*places, _RENAME_EXCHANGE) != 0:
+        aside = one.with_name(f"{one.name}.exchanged")
+        os.rename(other, aside)
+        os.rename(one, other)
+        os.rename(aside, one)
 
 
 def is_complete(path: Path) -> bool:

@@ -29,11 +29,17 @@ def disk_error(path: Path, error: BaseException | str, *, full: bool = False) ->
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turns an `OSError` inside the block into a `ReasonerError` that names `path`."""
+    """Turns an `OSError` inside the block into a `ReasonerError` that names `path`; so, too, what safetensors
+    and Ray raise in types of their own when the disk is full."""
     try:
         yield
-    except OSError as error:
-        raise disk_error(path, error) from error
+    except ReasonerError:
+        raise
+    except Exception as error:
+        full = next((text for text in map(os.strerror, _NO_SPACE) if text in str(error)), None)
+        if full is None and not isinstance(error, OSError):
+            raise
+        raise disk_error(path, full or error, full=full is not None) from error
 
 
 def fsync_file(path: Path) -> None:

@@ -249,7 +249,7 @@ class MetricsWriter:
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._prepare(resume_step)
-            self._file = open(self.path, "ab", buffering=0)
+            self._open()
             fsync_directory(self.path.parent)
             if trackers is None:
                 trackers = [TensorBoardTracker(self.path.parent / "tensorboard", resume_step)]
@@ -266,6 +266,9 @@ class MetricsWriter:
         kept = [entry for entry in entries if entry["step"] <= resume_step]
         write_atomically(self.path, b"".join(_json_line(entry) for entry in kept))
         self._last_step = kept[-1]["step"] if kept else -1
+
+    def _open(self) -> None:
+        self._file = open(self.path, "ab", buffering=0)
 
     def write(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Appends one step and returns it as written (plain JSON types, null for NaN and infinities).
@@ -291,6 +294,17 @@ class MetricsWriter:
         self._last_step = entry["step"]
         self._track(entry)
         return entry
+
+    def amend(self, late: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds what came late to the last line, and returns the line. The file is replaced as a whole."""
+        *entries, last = read_metrics(self.path.parent)
+        added = plain(late)
+        write_atomically(self.path, b"".join(map(_json_line, [*entries, last | added])))
+        self._file.close()
+        with disk_errors(self.path):
+            self._open()
+        self._track({"step": last["step"], **added})
+        return last | added
 
     def _track(self, entry: Mapping[str, Any]) -> None:
         scalars = dict(flatten(entry))

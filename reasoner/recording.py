@@ -75,6 +75,7 @@ class Recorder:
             **learner,
             filtered_groups=len(out.filtered),
             dropped_stale=len(out.stale),
+            dropped_tokens_mean=_mean_tokens(out.stale),
             learner_tokens_per_s=sum(trained) / seconds["learn"] if trained and seconds["learn"] else None,
             sampler_tokens_per_s=sampled / sampling_s if sampling_s else None,
             train_flops=learner.get("flops", 0.0),
@@ -93,8 +94,7 @@ class Recorder:
         unused = [g.index for g in [*out.kept, *out.filtered] if g.index not in used]
         self._journal.mark_dropped(step, unused, "filtered")
         self._journal.mark_dropped(step, [g.index for g in out.stale], "stale")
-        lengths = [r.num_action_tokens for g in out.kept for r in g.rollouts]
-        kept = sum(lengths) / len(lengths) if lengths else None
+        kept = _mean_tokens(out.kept)
         for group in out.stale:
             tokens = [r.num_action_tokens for r in group.rollouts]
             log.warning(
@@ -102,3 +102,8 @@ class Recorder:
                 *(group.index, tokens, round(kept, 1) if kept is not None else "none"),
             )
         self._journal.compact(step)
+
+
+def _mean_tokens(groups: Sequence[Group]) -> float | None:
+    lengths = [r.num_action_tokens for g in groups for r in g.rollouts]
+    return sum(lengths) / len(lengths) if lengths else None

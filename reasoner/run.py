@@ -127,9 +127,10 @@ def _resume_point(path: Path, config: Config) -> tuple[Path, int, tuple[str, ...
         )
     state = load_state(checkpoint)
     done = state["step"]
-    if config.steps <= done:
+    unevaluated = lacks_evaluation(path, done)
+    if config.steps < done or (config.steps == done and not unevaluated):
         raise UsageError(f"{path} is already at step {done} of {config.steps}: raise --steps to train on")
-    if 0 < config.time_limit_s <= state["seconds"]:
+    if 0 < config.time_limit_s <= state["seconds"] and not unevaluated:
         raise UsageError(f"{path} has used up its time_limit_s: raise --time_limit_s to train on")
     finished = _redoable(path, done, config)
     store.go_back(done)
@@ -138,6 +139,12 @@ def _resume_point(path: Path, config: Config) -> tuple[Path, int, tuple[str, ...
     if finished > done:
         messages.append(f"steps {done + 1} to {finished} had no checkpoint: redoing them from the journal")
     return checkpoint, finished, tuple(messages)
+
+
+def lacks_evaluation(path: Path, step: int) -> bool:
+    """Whether `step` is the last one recorded, without an evaluation: one that was due is made up."""
+    lines = read_metrics(path)
+    return bool(lines) and lines[-1]["step"] == step and "eval" not in lines[-1]
 
 
 def _redoable(path: Path, done: int, config: Config) -> int:

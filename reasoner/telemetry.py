@@ -1,6 +1,8 @@
-"""What an operator watches while a run goes on: every number of the newest step, and the state of the fleets.
+"""What an operator watches while a run goes on: the numbers of the newest step, those of the latest
+evaluation, and the state of the fleets.
 
 Prometheus format on a loopback port, when one was asked for; nothing that metrics.jsonl or the logs lack.
+Left out: what metrics.jsonl has by family, difficulty, style or length.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ class Telemetry(Collector):
     def __init__(self) -> None:
         self._fleets: tuple[Fleet, ...] = ()
         self._line: Mapping[str, Any] = {}
+        self._evaluation: Mapping[str, Mapping[str, Any]] = {}  # by split
 
     def watch(self, *fleets: Fleet) -> None:
         self._fleets = fleets
 
     def publish(self, line: Mapping[str, Any]) -> None:
         self._line = line
+        self._evaluation = line.get("eval", self._evaluation)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         replicas = GaugeMetricFamily(
@@ -47,6 +51,12 @@ class Telemetry(Collector):
         for phase, value in self._line.get("seconds", {}).items():
             seconds.add_metric([phase], value)
         yield seconds
+        rates = GaugeMetricFamily("reasoner_eval", "the latest evaluation", labels=["split", "what"])
+        for split, found in self._evaluation.items():
+            for what, value in found.items():
+                if isinstance(value, int | float):
+                    rates.add_metric([split, what], value)
+        yield rates
 
     @contextmanager
     def served(self, port: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from reasoner.logs import log_file
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.redo import finished_steps
-from reasoner.run import Run, config_at, config_files, never_began, prepare
+from reasoner.run import Run, config_at, config_files, lacks_evaluation, never_began, prepare
 from reasoner.stall import StallWatch
 from reasoner.stream import TaskStream
 from reasoner.telemetry import Telemetry
@@ -89,6 +89,10 @@ def train(
                 raise
             shutil.rmtree(run.path, ignore_errors=True)
             raise (Interrupted("") if isinstance(stopped, Interrupted) else stopped) from None
+        except Exception as e:  # a bug, ours or of a function of the user: the traceback is the message
+            if advice := _advice(e, run):
+                e.add_note(advice)
+            raise
         finally:
             run.lock.close()
     return run.path
@@ -128,12 +132,18 @@ def _train(run: Run, telemetry: Telemetry) -> None:
 
 def _explained(error: BaseException, run: Run) -> BaseException:
     """The error with what is left of the run: how to go on, or nothing where nothing had begun."""
-    if CheckpointStore(run.path).latest() is not None:
-        saved = "The last checkpoint stands" if isinstance(error, BrokenPolicyError) else "The run is saved"
-        return ReasonerError(f"{error}\n{saved}. Continue with: reasoner train --resume {run.path}")
+    if advice := _advice(error, run):
+        return ReasonerError(f"{error}\n{advice}")
     if isinstance(error, UsageError) and not run.resumed and not read_metrics(run.path):
         shutil.rmtree(run.path)
     return error
+
+
+def _advice(error: BaseException, run: Run) -> str:
+    if CheckpointStore(run.path).latest() is None:
+        return ""
+    saved = "The last checkpoint stands" if isinstance(error, BrokenPolicyError) else "The run is saved"
+    return f"{saved}. Continue with: reasoner train --resume {run.path}"
 
 
 class Loop:
@@ -202,17 +212,19 @@ class Loop:
                 )
             if not read_metrics(self.run_.path):
                 self._record_initial_evaluation()
+            self._make_up_evaluation()
             if self.saved_step is None:
                 self.save()  # from here on a run can be resumed whatever happens
-            while self.progress.step < self.config.steps and not self._out_of_time():
+            while not self._finished():
                 self.step()
+            self._make_up_evaluation()  # the time may have run out after the last step
             self._save_if_new()
         except Interrupted:
             self._save_if_new()
             raise
         except BrokenPolicyError:
             raise  # there is nothing to save
-        except (ray.exceptions.RayError, ReasonerError):
+        except Exception:  # also what nobody expected, such as a bug in an estimator of the user
             log.exception("step %d failed", self.progress.step + 1)  # the traceback is for logs/driver.log
             self._save_if_possible()
             raise
@@ -387,31 +399,49 @@ class Loop:
     def _record_initial_evaluation(self) -> None:
         evaluation = self.evaluate()
         line = step_metrics(step=0, policy_version=0, seconds=self.timeline.lap(), evaluation=evaluation)
+        self.telemetry.publish(line)
         self.display.update(self.metrics.write(line))
+
+    def _make_up_evaluation(self) -> None:
+        """The evaluation of the last step, if it is due and was interrupted: its line is completed."""
+        if not (self._evaluation_due() and lacks_evaluation(self.run_.path, self.progress.step)):
+            return
+        evaluation = self.evaluate()
+        self.alarms = Alarms(read_metrics(self.run_.path)[:-1])
+        line = self.metrics.amend({"eval": evaluation})
+        self._announce(line)
+        self.display.update(line)
+        self.saved_step = None  # a checkpoint knows whether it is the best
+        self.timeline.lap()
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.eval.every
+        return self._finished() or bool(every and self.progress.step % every == 0)
+
+    def _announce(self, line: Mapping[str, Any]) -> None:
+        for message in self.alarms.watch(line):
+            self.display.message(message)
+        self.telemetry.publish(line)
 
     def _record(self, out: StepOutcome) -> None:
         """Evaluates when it is time to, writes the step down, saves when it is time to."""
-        step = self.progress.step
-        final = step == self.config.steps or self._out_of_time()
+        step, final = self.progress.step, self._finished()
         seconds = self._lap()
-        every = self.config.eval.every
         stopped: Exception | None = None
         evaluation = None
-        if final or (every and step % every == 0):
+        if self._evaluation_due():
             try:
                 evaluation = self.evaluate()
-            except (Interrupted, ReasonerError, ray.exceptions.RayError) as e:
-                stopped = e  # the step itself is done: it is recorded first
+            except Exception as e:  # the step itself is done: it is recorded first
+                stopped = e
         elapsed_s = time.monotonic() - self.started
         line = self.recorder.metrics_of(step, out, seconds, evaluation, elapsed_s)
         line["sampler_busy_s"] = self._sampler_busy_s()
         line["retired_prompts"] = len(self.stream.retired)
         if self.stream.curriculum:
             line["curriculum"] = self.stream.curriculum.metrics([*out.kept, *out.filtered])
-        for message in self.alarms.watch(line):
-            self.display.message(message)
+        self._announce(line)
         sample = out.sample()
-        self.telemetry.publish(line)
         self.display.update(
             self.metrics.write(line), sample, prompt_text(sample.task.prompt) if sample else ""
         )
@@ -466,7 +496,7 @@ class Loop:
             return
         try:
             self._save_if_new()
-        except (ray.exceptions.RayError, ReasonerError) as e:
+        except Exception as e:  # the failure itself is what the user must hear of
             log.error("could not save step %d: %s; the last checkpoint stands", self.progress.step, e)
 
     def _restore(self) -> dict[str, Any]:
@@ -521,6 +551,7 @@ class Loop:
         rollout = self.config.rollout
         return SamplingParams(rollout.max_tokens, rollout.temperature, rollout.stop)
 
-    def _out_of_time(self) -> bool:
+    def _finished(self) -> bool:
         limit = self.config.time_limit_s
-        return bool(limit) and time.monotonic() - self.started > limit
+        out_of_time = bool(limit) and time.monotonic() - self.started > limit
+        return out_of_time or self.progress.step >= self.config.steps

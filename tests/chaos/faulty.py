@@ -3,25 +3,28 @@
 A file in the directory `CHAOS_DIR` pulls the trigger:
 - `nan`: the sampler gives NaN as logprobs of a group, and its update has a NaN loss;
 - `clock`: the wall clock jumps a day ahead;
-- `disk`: no room for the journal while the file is there.
+- `disk`: no room for the journal while the file is there;
+- `checkpoint`: no room for more than a beginning of the learner's files.
 Servers and a learner that do not answer are given up after seconds instead of a minute and a half, so that
 tests are short.
 """
 
 import os
+import resource
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from reasoner import cli, heartbeat
+from reasoner import cli, cluster, heartbeat
 from reasoner.journal import Journal
 from rollouts import fleet
 from rollouts.dispatch import Dispatcher
 
 TRIGGERS = Path(os.environ["CHAOS_DIR"])
 DAY_S = 86400.0
+ROOM_BYTES = 64 * 1024
 
 fleet.HEARTBEAT_S, fleet.SUSPECT_AFTER_S, fleet.DEAD_AFTER_S = 1.0, 5.0, 12.0
 heartbeat.HEARTBEAT_S, heartbeat.SILENT_AFTER_S = 1.0, 15.0
@@ -54,9 +57,21 @@ def append_groups(self, *args):
     real_append(self, *args)
 
 
+class LearnerActor(cluster.LearnerActor):
+    def save(self, path):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if (TRIGGERS / "checkpoint").exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM_BYTES, before[1]))
+        try:
+            super().save(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 time.time = lambda: real_time() + DAY_S * (TRIGGERS / "clock").exists()
 Dispatcher.finished = finished
 Journal.append_groups = append_groups
+cluster.LearnerActor = LearnerActor
 
 if __name__ == "__main__":
     cli.main()

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -113,7 +113,15 @@ class Run:
         return back - lost - first_start
 
     def end(self):
-        return self.driver.wait(timeout=120)
+        """Its exit code; nothing that it has started is left."""
+        with self.leaving_nothing():
+            return self.driver.wait(timeout=120)
+
+    def kill(self):
+        """`kill -9` of the driver, which nothing survives."""
+        with self.leaving_nothing():
+            self.driver.kill()
+            self.driver.wait()
 
     def replayed(self):
         """The last line of `reasoner replay`, which must not find anything to be otherwise."""
@@ -134,16 +142,24 @@ class Run:
         """Ray actors carry their class name in their title."""
         return [p for p in self.family() if word in " ".join(_command(p))]
 
-    def kill_all(self):
-        for process in (
-            [*self.family(), psutil.Process(self.driver.pid)] if self.driver.poll() is None else []
-        ):
+    def everything(self):
+        return {*self.family(), *processes_in(self.home)}
+
+    @contextmanager
+    def leaving_nothing(self):
+        everything = self.everything()
+        yield
+        left = wait_until_gone({*everything, *processes_in(self.home)})
+        for process in processes_in(self.home):
             process.kill()
-        self.driver.wait()
+        assert not left, f"left running: {left}"
 
     def close(self):
         """Ends everything, and raises what went wrong under the faults."""
-        self.kill_all()
+        try:
+            self.kill()
+        except AssertionError as error:
+            self.failures.append(error)
         if self.failures:
             raise ExceptionGroup(f"{len(self.failures)} faults", self.failures)
 
@@ -153,6 +169,16 @@ def _command(process):
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+def processes_in(folder):
+    """Those whose working directory is the folder or below it, as that of all that a run starts."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if Path(process.cwd()).is_relative_to(folder.resolve()):
+                found.append(process)
+    return found
 
 
 def wait_until_gone(processes, seconds=40):

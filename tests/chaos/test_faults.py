@@ -37,31 +37,49 @@ def start(tmp_path):
         run.close()
 
 
+PARTS = {
+    "server": "VLLMServer",
+    "worker": "WorkerActor",
+    "verifier": "verifiers.worker",
+    "learner": "LearnerActor",
+}
+
+
 def kill(processes):
     processes[0].send_signal(signal.SIGKILL)
+
+
+def kill_parts(run, show, *names, prefix=""):
+    """One after the other, of a run with two servers."""
+    for name in names:
+        with chaos(f"{prefix}{name}", run, show) as fault:
+            kill(run.processes(PARTS[name]))
+            fault.training_goes_on()
+            if name == "server":
+                run.wait_for_log(r"server-\d: syncing → serving", count=3)  # it comes back, refitted
+            if name == "learner":
+                assert "updates to redo" in run.output()
+
+
+def kill_driver(run, show, name):
+    with chaos(name, run, show) as fault:
+        assert len(run.everything()) > 5
+        run.kill()
+        run.resume()
+        fault.training_goes_on()
+
+
+def check_nothing_has_happened(run):
+    steps = [line["step"] for line in run.metrics()]
+    assert steps == list(range(len(steps))), "no step is missing or doubled"
+    assert run.replayed() == "reproduced, bit for bit"
 
 
 def test_a_run_outlives_its_parts(start, show):
     run = start("--server.replicas=2")
     run.wait_for_steps(4)
 
-    with chaos("server", run, show) as fault:
-        kill(run.processes("VLLMServer"))
-        fault.training_goes_on()
-        run.wait_for_log(r"server-\d: syncing → serving", count=3)  # it comes back, refitted
-
-    with chaos("worker", run, show) as fault:
-        kill(run.processes("WorkerActor"))
-        fault.training_goes_on()
-
-    with chaos("verifier", run, show) as fault:
-        kill(run.processes("verifiers.worker"))
-        fault.training_goes_on()
-
-    with chaos("learner", run, show) as fault:
-        kill(run.processes("LearnerActor"))
-        fault.training_goes_on()
-        assert "updates to redo" in run.output()
+    kill_parts(run, show, "server", "worker", "verifier", "learner")
 
     with chaos("silent_server", run, show) as fault:
         silent = run.processes("VLLMServer")[0]
@@ -81,42 +99,41 @@ def test_a_run_outlives_its_parts(start, show):
         assert all(0 <= line["seconds"]["total"] < 600 for line in run.metrics())
 
     with chaos("sigterm", run, show) as fault:
-        everything = run.family()
         run.driver.send_signal(signal.SIGTERM)
         assert run.end() == 130, run.output()
-        assert not wait_until_gone(everything)
         run.resume(more_steps=2)
         assert run.end() == 0, run.output()
         fault.mark()
-    steps = [line["step"] for line in run.metrics()]
-    assert steps == list(range(len(steps))), "no step is missing or doubled"
-    assert run.replayed() == "reproduced, bit for bit"
+    check_nothing_has_happened(run)
 
 
 def test_a_killed_driver_and_damaged_checkpoints(start, show):
     run = start()
     run.wait_for_steps(6)
-    with chaos("driver", run, show) as fault:
-        everything = run.family()
-        assert len(everything) > 5
-        run.driver.kill()
-        run.driver.wait()
-        assert not wait_until_gone(everything)
-        run.resume()
-        fault.training_goes_on()
+    kill_driver(run, show, "driver")
 
     with chaos("truncated_checkpoint", run, show) as fault:
         run.wait_for_steps(4)
-        run.kill_all()
+        run.kill()
         newest = CheckpointStore(run.path).latest()
         weights = newest / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:1000])
         run.resume(more_steps=2)
         assert run.end() == 0, run.output()
         fault.mark()
-    steps = [line["step"] for line in run.metrics()]
-    assert steps == list(range(len(steps))), "no step is missing or doubled"
-    assert run.replayed() == "reproduced, bit for bit"
+    check_nothing_has_happened(run)
+
+
+@pytest.mark.long
+def test_an_asynchronous_run_outlives_its_parts_and_its_driver(start, show):
+    run = start("--server.replicas=2", "--max_staleness=2")
+    run.wait_for_steps(4)
+    kill_parts(run, show, "server", "worker", "learner", prefix="async_")
+    kill_driver(run, show, "async_driver")
+    run.driver.send_signal(signal.SIGTERM)
+    assert run.end() == 130, run.output()
+    assert 0 < max(line["staleness_max"] or 0 for line in run.metrics()) <= 2
+    check_nothing_has_happened(run)
 
 
 @pytest.mark.long
@@ -146,7 +163,7 @@ def test_a_rank_of_the_learner_dies(start, show):
         assert len(ranks) == 2
         kill(ranks[::-1])  # one that the loop does not know
         fault.training_goes_on()
-    run.kill_all()
+    run.kill()
     assert run.replayed() == "reproduced, within the tolerance", "a replay has one rank"
 
 
@@ -191,14 +208,16 @@ def test_the_engine_child_of_an_external_server_dies(start, show, tmp_path):
 @pytest.mark.long
 def test_a_full_disk(start, show):
     run = start()
-    run.wait_for_steps(3)
-    with chaos("disk_full", run, show) as fault:
-        everything = run.family()
-        (run.triggers / "disk").touch()
-        assert run.end() == 1
-        assert "full" in run.output() and "--resume" in run.output()
-        assert not wait_until_gone(everything)
-        (run.triggers / "disk").unlink()
-        run.resume(more_steps=2)
-        assert run.end() == 0, run.output()
-        fault.mark()
+    for name, trigger in (("disk_full", "disk"), ("disk_full_checkpoint", "checkpoint")):
+        run.wait_for_steps(4)
+        with chaos(name, run, show) as fault:
+            (run.triggers / trigger).touch()
+            assert run.end() == 1
+            said = run.log.read_text()
+            assert said.count("free some space") == 1 and "Traceback" not in said, said
+            assert "Continue with: reasoner train --resume" in said
+            (run.triggers / trigger).unlink()
+            run.resume()
+            fault.training_goes_on()
+    run.kill()
+    check_nothing_has_happened(run)

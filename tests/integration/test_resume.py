@@ -1,6 +1,9 @@
 """A resumed run is the run that was never interrupted, bit for bit, and is replayed from its journal."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,8 @@ import tiny_model
 import rollouts.server
 from reasoner import cluster, training
 from reasoner.checkpoint import CheckpointStore, load_state
-from reasoner.config import Config
-from reasoner.errors import ReasonerError
+from reasoner.config import CheckpointConfig, Config
+from reasoner.errors import ReasonerError, UsageError
 from reasoner.metrics import read_metrics
 from reasoner.replay import replay
 from reasoner.rollout_files import read_table, step_path
@@ -29,12 +32,16 @@ def scripted():
     patch = pytest.MonkeyPatch()
     paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
-    patch.setattr(rollouts.server, "VLLMServer", scripted_run.ScriptedServer)
-    patch.setattr(cluster, "LearnerActor", scripted_run.ScriptedLearner)
+    put_scripted(patch)
     tiny_model.start_ray()
     yield
     ray.shutdown()
     patch.undo()
+
+
+def put_scripted(patch):
+    patch.setattr(rollouts.server, "VLLMServer", scripted_run.ScriptedServer)
+    patch.setattr(cluster, "LearnerActor", scripted_run.ScriptedLearner)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,17 @@ def whole(folder):
     return training.train(config(folder, "whole", STEPS))
 
 
+def check_it_is_the_same(run, whole):
+    """Metrics, weights, and what a checkpoint remembers."""
+    assert scripted_run.metrics_without_timings(run) == scripted_run.metrics_without_timings(whole)
+    hashes = [CheckpointStore(path).hashes()[STEPS] for path in (run, whole)]
+    different = {name for name in hashes[0] if hashes[0][name] != hashes[1][name]}
+    assert different <= {"trainer/state.json"}, "which has timings"
+    states = [load_state(CheckpointStore(path).latest()) for path in (run, whole)]
+    assert states[0] | {"seconds": 0} == states[1] | {"seconds": 0}
+    assert len({(path / "checkpoints" / "best").resolve().name for path in (run, whole)}) == 1
+
+
 def test_a_run_that_lost_its_newest_checkpoint_resumes_bit_for_bit(whole, folder, capsys):
     """Step 3 is undone and made again, from the groups that its first making had sampled."""
     run = training.train(config(folder, "resumed", STEPS // 2))
@@ -76,9 +94,7 @@ def test_a_run_that_lost_its_newest_checkpoint_resumes_bit_for_bit(whole, folder
     training.train(reopen(run, {"steps": STEPS})[1], resume=run)
     said = capsys.readouterr().out
     assert "step_000003 is damaged" in said and "going back to step 2" in said
-    assert scripted_run.metrics_without_timings(run) == scripted_run.metrics_without_timings(whole)
-    hashes = [CheckpointStore(path).hashes()[STEPS] for path in (run, whole)]
-    assert hashes[0]["model.safetensors"] == hashes[1]["model.safetensors"]
+    check_it_is_the_same(run, whole)
     result = replay(run)
     assert result.reproduced and result.updates.exact
     assert set(result.updates.checkpoints.values()) == {"identical"}
@@ -92,6 +108,85 @@ def test_the_uninterrupted_run_exercises_what_a_resume_must_restore(whole):
     state = load_state(CheckpointStore(whole).latest())
     assert len(state["retired"]) == lines[-1]["retired_prompts"] > 0, "tasks were retired"
     assert len(state["curriculum"]) == 3, "the curriculum knows all families"
+
+
+LIVES = [("_take_in", 1), ("_sync", 2), ("_record", 5)]
+
+
+def begin_and_die(folder, name, life):
+    """Takes the run up to the step and method of `LIVES`, and there `kill -9` of this very process."""
+    put_scripted(pytest.MonkeyPatch())
+    die_in(pytest.MonkeyPatch(), *LIVES[life], lambda: os.kill(os.getpid(), signal.SIGKILL))
+    begun = config(folder, name, STEPS).model_copy(update={"checkpoint": CheckpointConfig(every=2)})
+    training.train(begun, resume=folder / name if life else None)
+
+
+def die_in(patch, method, step, die):
+    real = getattr(training.Loop, method)
+
+    def fatal(loop, *args):
+        if loop.progress.step == step:
+            die()
+        return real(loop, *args)
+
+    patch.setattr(training.Loop, method, fatal)
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_is_killed_again_and_again_is_the_same_bit_for_bit(whole, folder):
+    """While rollouts arrive, between update and journal, between journal and metrics."""
+    run = folder / "killed"
+    for life in range(len(LIVES)):
+        program = f"import test_resume as t; t.begin_and_die(t.Path({str(folder)!r}), {run.name!r}, {life})"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+        assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    assert [line["step"] for line in read_metrics(run)] == list(range(LIVES[-1][1]))
+    training.train(reopen(run, {})[1], resume=run)
+    check_it_is_the_same(run, whole)
+
+
+@pytest.mark.parametrize("step", [STEPS // 2, STEPS])
+def test_an_evaluation_that_was_interrupted_is_made_up(whole, folder, monkeypatch, step):
+    run = folder / f"unevaluated-{step}"
+
+    def interrupt():
+        raise training.Interrupted(str(run))
+
+    with monkeypatch.context() as patch, pytest.raises(training.Interrupted):
+        die_in(patch, "evaluate", step, interrupt)
+        training.train(config(folder, run.name, STEPS))
+    assert read_metrics(run)[-1]["step"] == step and "eval" not in read_metrics(run)[-1]
+    training.train(reopen(run, {})[1], resume=run)
+    check_it_is_the_same(run, whole)
+    with pytest.raises(UsageError, match=f"already at step {STEPS} of {STEPS}"):
+        training.train(reopen(run, {})[1], resume=run)
+
+
+def test_a_run_whose_time_runs_out_between_two_steps_is_evaluated(folder, monkeypatch):
+    real = training.Loop.save
+
+    def slow(loop):
+        real(loop)
+        loop.started -= 3600 if loop.progress.step == 2 else 0
+
+    monkeypatch.setattr(training.Loop, "save", slow)
+    run = training.train(config(folder, "timed", STEPS).model_copy(update={"time_limit_s": 3000.0}))
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines if "eval" in line] == [0, 2] and lines[-1]["step"] == 2
+
+
+@pytest.mark.parametrize(("method", "saved"), [("_tell_of_idleness", 2), ("_update", 0)])
+def test_a_bug_leaves_a_run_that_goes_on_and_says_how(whole, folder, monkeypatch, method, saved):
+    """Between two steps all is saved; in the middle of one the last checkpoint and the journal have it."""
+    run = folder / f"bug-in{method}"
+    begun = config(folder, run.name, STEPS).model_copy(update={"checkpoint": CheckpointConfig(every=0)})
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError) as caught:
+        die_in(patch, method, 2, lambda: 1 / 0)
+        training.train(begun)
+    assert caught.value.__notes__ == [f"The run is saved. Continue with: reasoner train --resume {run}"]
+    assert CheckpointStore(run).latest().name == f"step_{saved:06d}"
+    training.train(reopen(run, {})[1], resume=run)
+    check_it_is_the_same(run, whole)
 
 
 def test_what_a_broken_verifier_could_not_judge_is_sampled_again(folder, capsys):

@@ -9,11 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from served import check_answers_as_in_training, check_the_cards_request, served
 
+from envs.self_correct import RETRY
 from reasoner.replay import describe, replay
+from reasoner.rollout_files import groups_of, read_table, step_path
 
 pytestmark = pytest.mark.slow
 
@@ -142,6 +145,25 @@ def test_asynchronous_run_has_bounded_staleness(tmp_path):
     result = replay(tmp_path / "runs" / "a")
     assert result.reproduced and result.updates.exact, list(describe(result))
     assert result.updates.checkpoints == {0: "identical", 5: "identical"}
+
+
+def test_a_run_of_several_turns_trains_on_what_was_sampled_only(tmp_path):
+    tasks = "--tasks=self_correct(arithmetic:levels=1),tool_use(arithmetic:levels=1)"
+    done = run("train", "--name=t", "--steps=2", tasks, *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = tmp_path / "runs" / "t"
+    groups = [g for step in (1, 2) for g in groups_of(read_table(step_path(path, step)))]
+    rollouts = [r for group in groups for r in group.rollouts]
+    assert {r.reward for r in rollouts} == {0.0, 1.0}
+    found = set()  # (environment, whether it has instructions, tokens of observations)
+    for r in rollouts:
+        prompt = int(r.action_mask.argmax())
+        observed = ~r.action_mask & (np.arange(len(r.token_ids)) > prompt)
+        assert (r.behaviour_logprobs[observed] == 0).all() and (r.behaviour_logprobs[r.action_mask] < 0).all()
+        found.add((r.task.metadata["source"], prompt > 200, int(observed.sum())))
+    retry = len(RETRY)  # the embedded model's tokens are characters; it calls no tools
+    assert found == {(0, False, 0), (0, False, retry), (1, True, 0)}
+    assert replay(path).reproduced
 
 
 def test_adapters_on_two_ranks_go_on_in_one(tmp_path):

@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -9,8 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from reasoner import checkpoint
 from reasoner.checkpoint import CheckpointStore, is_complete, load_state, verify
 from reasoner.errors import ReasonerError, UsageError
+
+DIED = 9
+CHANGES = {"ctypes.dlsym", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "shutil.rmtree"}
+
+
+class SafetensorError(Exception):
+    """As safetensors' own, no OSError."""
 
 
 def weights(text: str):
@@ -72,6 +81,60 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
 
     with pytest.raises(ReasonerError, match=r"step_000003: No space left on device; free some space"):
         store.save(3, full, {})
+
+
+def test_so_is_what_safetensors_says_of_a_full_disk(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(2, weights("a"), {})
+
+    def full(directory: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(ReasonerError, match=r"step_000003: No space left on device; free some space"):
+        store.save(3, full, {})
+    assert names(store) == ["step_000002"]
+
+
+def test_a_death_while_a_step_is_saved_again_leaves_one_checkpoint_of_it(tmp_path):
+    """A child process dies before its n-th change of a directory, for every n."""
+    for changes in itertools.count():
+        store = CheckpointStore(tmp_path / str(changes), keep=1)
+        store.save(1, weights("old"), {})
+        child = os.fork()
+        if child == 0:
+            try:
+                die_before_change(changes)
+                store.save(1, weights("new"), {})
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        newest, faults = store.newest_intact()
+        assert newest == store.path(1) and not faults, f"after {changes} changes"
+        assert (tmp_path / str(changes) / "checkpoints" / "latest").resolve() == newest
+        if ended == 0:
+            break
+        assert ended == DIED
+    assert (newest / "model.safetensors").read_text() == "new" and changes > 8
+
+
+def die_before_change(number: int) -> None:
+    counted = itertools.count()
+
+    def hook(event: str, args: object) -> None:
+        if event in CHANGES and next(counted) == number:
+            os._exit(DIED)
+
+    sys.addaudithook(hook)
+
+
+def test_a_step_is_saved_again_where_directories_cannot_be_exchanged(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_RENAME_EXCHANGE", -1)  # a flag that the kernel refuses
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, weights("old"), {})
+    store.save(1, weights("new"), {})
+    assert (store.path(1) / "model.safetensors").read_text() == "new"
+    assert not list((tmp_path / "checkpoints").glob(".incomplete*"))
 
 
 def test_truncated_and_damaged_checkpoints_are_recognised(tmp_path):

@@ -171,6 +171,22 @@ def test_resume_removes_later_steps_and_a_torn_line(tmp_path):
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n{"step": 2, "again": true}\n'
 
 
+def test_what_came_late_is_added_to_the_last_line_and_to_the_trackers(tmp_path):
+    tracker = Recording()
+    with MetricsWriter(tmp_path, trackers=[tracker]) as writer:
+        writer.write({"step": 1, "reward_mean": 0.5})
+        writer.write({"step": 2, "reward_mean": 0.75})
+        line = writer.amend({"eval": {"ood": {"pass@1": np.float64(0.25), "entropy": math.nan}}})
+        assert line == read_metrics(tmp_path)[-1]
+        writer.write({"step": 3})
+    assert read_metrics(tmp_path) == [
+        {"step": 1, "reward_mean": 0.5},
+        {"step": 2, "reward_mean": 0.75, "eval": {"ood": {"pass@1": 0.25, "entropy": None}}},
+        {"step": 3},
+    ]
+    assert tracker.logged[2] == (2, {"eval/ood/pass@1": 0.25}), "only what is new"
+
+
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\nnonsense\n{"step": 2}\n')
     with pytest.raises(ReasonerError, match=r"metrics\.jsonl, line 2: not a JSON object"):
