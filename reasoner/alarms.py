@@ -44,7 +44,9 @@ class Alarms:
         self._on = set(self._ringing())
 
     def watch(self, entry: Entry) -> list[str]:
-        """Takes in a step; the messages of the alarms that it sets off."""
+        """Takes in a step, or the last one anew, completed; the messages of the alarms that it sets off."""
+        if self._entries and self._entries[-1]["step"] == entry["step"]:
+            self._entries.pop()
         self._entries.append(entry)
         ringing = self._ringing()
         new = [message for name, message in ringing.items() if name not in self._on]

@@ -406,9 +406,7 @@ class Loop:
         """The evaluation of the last step, if it is due and was interrupted: its line is completed."""
         if not (self._evaluation_due() and lacks_evaluation(self.run_.path, self.progress.step)):
             return
-        evaluation = self.evaluate()
-        self.alarms = Alarms(read_metrics(self.run_.path)[:-1])
-        line = self.metrics.amend({"eval": evaluation})
+        line = self.metrics.amend({"eval": self.evaluate()})
         self._announce(line)
         self.display.update(line)
         self.saved_step = None  # a checkpoint knows whether it is the best

@@ -151,7 +151,8 @@ class Run:
         yield
         left = wait_until_gone({*everything, *processes_in(self.home)})
         for process in processes_in(self.home):
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         assert not left, f"left running: {left}"
 
     def close(self):
@@ -184,13 +185,17 @@ def processes_in(folder):
 def wait_until_gone(processes, seconds=40):
     """Those of the processes that are still there after so long."""
 
-    def alive():
-        return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
     deadline = time.monotonic() + seconds
-    while alive() and time.monotonic() < deadline:
+    while any(map(_alive, processes)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    return [" ".join(_command(p))[:100] for p in alive()]
+    return [" ".join(_command(p))[:100] for p in processes if _alive(p)]
+
+
+def _alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # just now
+        return False
 
 
 class Fault:

@@ -132,7 +132,7 @@ def die_in(patch, method, step, die):
     patch.setattr(training.Loop, method, fatal)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_run_that_is_killed_again_and_again_is_the_same_bit_for_bit(whole, folder):
     """While rollouts arrive, between update and journal, between journal and metrics."""
     run = folder / "killed"

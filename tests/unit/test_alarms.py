@@ -22,7 +22,8 @@ from reasoner.types import Group, Task, Verdict
 
 def steps(**series):
     """Entries of a run from lists of equal length."""
-    return [dict(zip(series, values, strict=True)) for values in zip(*series.values(), strict=True)]
+    rows = zip(*series.values(), strict=True)
+    return [{"step": i} | dict(zip(series, values, strict=True)) for i, values in enumerate(rows)]
 
 
 def ramp(start, stop, n=20):
@@ -157,17 +158,23 @@ def test_entropy_and_length_of_harder_tasks_are_judged_by_held_out_tasks(mix):
 
 
 def test_an_alarm_is_said_once_and_again_after_a_recovery():
-    alarms = Alarms(steps(pass_rate=[0.9] * 30))
-    said = [alarms.watch({"pass_rate": 0.45}) for _ in range(10)]
-    assert [len(messages) for messages in said] == [0] * 4 + [1] + [0] * 5
-    for _ in range(10):
-        assert alarms.watch({"pass_rate": 0.9}) == []
-    assert sum(len(alarms.watch({"pass_rate": 0.5})) for _ in range(10)) == 1
+    entries = steps(pass_rate=[0.9] * 30 + [0.45] * 10 + [0.9] * 10 + [0.5] * 10)
+    alarms = Alarms(entries[:30])
+    said = [len(alarms.watch(entry)) for entry in entries[30:]]
+    assert said[:10] == [0] * 4 + [1] + [0] * 5
+    assert said[10:20] == [0] * 10
+    assert sum(said[20:]) == 1
 
 
 def test_what_rang_before_a_resume_is_not_said_again():
-    entries = steps(pass_rate=[0.9] * 30 + [0.5] * 10)
-    assert Alarms(entries).watch({"pass_rate": 0.5}) == []
+    entries = steps(pass_rate=[0.9] * 30 + [0.5] * 11)
+    assert Alarms(entries[:-1]).watch(entries[-1]) == []
+
+
+def test_a_step_whose_evaluation_came_late_is_the_same_step():
+    entries = steps(pass_rate=[0.9] * 30 + [0.4] * 10)
+    alarms = Alarms(entries[:-6])
+    assert alarms.watch(entries[-6]) and not alarms.watch(entries[-6] | {"eval": {}})
 
 
 def test_what_cannot_be_judged_is_said_once_a_kind():
