@@ -195,7 +195,8 @@ def length_without_gain(evidence: Evidence) -> list[Finding]:
     after = matched_mean(evidence.late, evidence.early, lambda r: r.tokens)
     gain, error = matched_rise(evidence.early, evidence.late, lambda r: r.rewarded)
     held_out = held_out_change(evidence.metrics)
-    if min(len(evidence.early), len(evidence.late)) < _FEW or not before or after is None:
+    few = min(len(evidence.early), len(evidence.late)) < _FEW
+    if few or not before or after is None or after <= before:
         return []
     if gain - error >= 0.02 or (held_out and held_out[0] - held_out[1] >= 0.02):
         return []

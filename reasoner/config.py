@@ -151,7 +151,7 @@ class LearnerKeys(Section):
         description="policy-gradient loss: cispo, ppo_clip, gspo, reinforce, or module:function of your own",
     )
     aggregation: Literal["prompt", "token", "sequence", "constant"] = Field(
-        "prompt", description="how token losses are averaged"
+        "prompt", description="how token losses are averaged: by prompt, token, sequence, or a constant"
     )
     clip: Clip = Field(
         None,
@@ -167,7 +167,7 @@ class LearnerKeys(Section):
     kl_coef: float = Field(0.0, ge=0, description="weight of the KL to the base model; 0: no reference model")
     mask_truncated: bool = Field(False, description="leave truncated rollouts out instead of scoring them")
     zero_variance: Literal["drop", "top_up", "keep"] = Field(
-        "drop", description="groups whose rewards are all equal: drop, sample others in their place, or keep"
+        "drop", description="groups whose rewards are all equal: drop, top_up (sample others instead), keep"
     )
     retire_pass_rate: float = Field(
         0.9,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from reasoner.config import Config
-from reasoner.types import Group, Verdict
+from reasoner.types import ENVIRONMENT_FAILED, Group, Verdict
 from verifiers import VerifierPool
 
 SHOWN_CHARS = 200  # of a completion that is reported
@@ -65,11 +65,12 @@ class Rewards:
         return [d for d in self.disagreements if d.recorded.status != "error"]
 
     def add(self, step: int | None, groups: Sequence[Group], found: Sequence[Sequence[Verdict]]) -> None:
-        """Compares the verdicts of one step; rollouts without a recorded verdict are left out."""
+        """Compares the verdicts of one step; rollouts that no verifier has judged are left out."""
         pairs = []
         for group, verdicts in zip(groups, found, strict=True):
             for i, (rollout, new) in enumerate(zip(group.rollouts, verdicts, strict=True)):
-                if (old := rollout.verdict) is None:
+                old = rollout.verdict
+                if old is None or not _was_verified(old):
                     continue
                 pairs.append((old, new))
                 self.confusion[old.status, new.status] += 1
@@ -158,8 +159,12 @@ class Judge:
 
 
 def _differ(group: Group, found: Sequence[Verdict]) -> bool:
-    pairs = zip(group.rollouts, found, strict=True)
-    return any(r.verdict is not None and r.verdict.reward != new.reward for r, new in pairs)
+    pairs = [(r.verdict, new) for r, new in zip(group.rollouts, found, strict=True)]
+    return any(old and _was_verified(old) and old.reward != new.reward for old, new in pairs)
+
+
+def _was_verified(verdict: Verdict) -> bool:
+    return not verdict.detail.startswith(ENVIRONMENT_FAILED)
 
 
 def _mean(rewards: Sequence[float | None]) -> float | None:

@@ -29,6 +29,9 @@ STATUSES: tuple[Status, ...] = (
 #: Verdicts that say nothing about the policy: their reward is None and the rollout is left out.
 UNSCORED: frozenset[str] = frozenset({"error", "bad_reference", "masked"})
 
+#: How the detail of an `error` begins that no verifier gave: there was nothing to verify.
+ENVIRONMENT_FAILED = "the environment failed: "
+
 NO_VERSION = -1  # the policy version of a token that no policy sampled
 
 

@@ -20,7 +20,16 @@ import numpy as np
 
 from envs.tasks import TaskSource, chat_messages, render_prompt, source_of
 from reasoner.errors import ReasonerError, ServerError, UsageError
-from reasoner.types import NO_VERSION, Completion, Group, Rollout, SamplingParams, Task, Verdict
+from reasoner.types import (
+    ENVIRONMENT_FAILED,
+    NO_VERSION,
+    Completion,
+    Group,
+    Rollout,
+    SamplingParams,
+    Task,
+    Verdict,
+)
 from rollouts.packing import PackedGroup, pack_group
 from rollouts.sampler import Sampler
 from verifiers import VerifierPool
@@ -298,7 +307,7 @@ def _tolerated(method: str, episode: _Episode) -> Iterator[None]:
         if getattr(env, "on_error", "stop") != "mask":
             raise
         why = describe_exception(error.__cause__ or error)
-        failure = Verdict.error(f"{method} failed: {why}, on task {episode.task.id}")
+        failure = Verdict.error(f"{ENVIRONMENT_FAILED}{method}: {why}, on task {episode.task.id}")
         episode.failure = episode.failure or failure
 
 

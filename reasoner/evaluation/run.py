@@ -207,7 +207,7 @@ def check_graded(samples: list[Sample]) -> None:
     verdicts = [s.grade.verdict for s in samples if s.grade]
     if verdicts and all(v.status in ("error", "bad_reference") for v in verdicts):
         raise ReasonerError(
-            f"the verifier scored none of {len(verdicts)} samples: {verdicts[0].status}: {verdicts[0].detail}"
+            f"none of {len(verdicts)} samples was scored: {verdicts[0].status}: {verdicts[0].detail}"
         )
 
 

@@ -101,8 +101,7 @@ def check_scored(groups: Sequence[Group]) -> None:
     verdicts = [r.verdict for g in groups for r in g.rollouts if r.verdict]
     if verdicts and all(v.status in ("error", "bad_reference") for v in verdicts):
         raise ReasonerError(
-            f"the verifier scored none of {len(verdicts)} rollouts: "
-            f"{verdicts[0].status}: {verdicts[0].detail}"
+            f"none of {len(verdicts)} rollouts was scored: {verdicts[0].status}: {verdicts[0].detail}"
         )
 
 

@@ -200,7 +200,7 @@ def test_what_a_broken_verifier_could_not_judge_is_sampled_again(folder, capsys)
 
     plain = config(folder, "mended", 2)
     with pytest.raises(
-        ReasonerError, match=r"scored none of 16 rollouts: error: RuntimeError: database is locked"
+        ReasonerError, match=r"none of 16 rollouts was scored: error: RuntimeError: database is locked"
     ):
         training.train(plain, verifier=judge)
     broken.unlink()

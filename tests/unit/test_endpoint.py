@@ -239,7 +239,7 @@ def test_a_verifier_that_was_broken_grades_again_once_it_is_mended(tasks, tmp_pa
     with StandIn(lambda *_: chat("2")) as server:
         endpoint = Endpoint(server.url, "m")
         options = EvalOptions(out=tmp_path / "eval", endpoint=endpoint, all_tasks=True, quiet=True)
-        with pytest.raises(ReasonerError, match="scored none of 2 samples: error: RuntimeError: broken"):
+        with pytest.raises(ReasonerError, match="none of 2 samples was scored: error: RuntimeError: broken"):
             evaluate(config, verifier=verifier, options=options)
         (tmp_path / "mended").touch()
         result = evaluate(config, verifier=verifier, options=options)

@@ -25,7 +25,7 @@ from reasoner.learner import Learner, LearnerConfig
 from reasoner.metrics import MetricsWriter, read_metrics, step_metrics
 from reasoner.replay import _other_verifiers, describe, replay
 from reasoner.rollout_files import read_table, step_path, write_table
-from reasoner.types import Group, Rollout, SamplingParams, Task, Verdict
+from reasoner.types import ENVIRONMENT_FAILED, Group, Rollout, SamplingParams, Task, Verdict
 from reasoner.update import lr_scale, prepare_update, select_groups
 
 STEPS, GROUPS, G, VOCAB = 4, 3, 4, 31
@@ -360,3 +360,9 @@ def test_a_recorded_error_is_no_verdict_that_could_be_contradicted(run):
     result = replay(run)
     assert len(result.rewards.disagreements) == 1 and result.reproduced
     assert any("1 had no verdict (error) and have one now" in line for line in describe(result))
+
+
+def test_what_an_environment_failed_on_is_not_verified_again(run):
+    journal_a_waiting_group(run, Verdict.error(f"{ENVIRONMENT_FAILED}Room.respond: KeyError: 'door'"))
+    result = replay(run)
+    assert result.rewards.disagreements == [] and result.reproduced

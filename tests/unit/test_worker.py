@@ -208,7 +208,9 @@ def test_or_leaves_its_rollouts_out_where_it_says_so(method):
     masked, sound, other = (result.group.rollouts[0] for result in results)
     assert sound.verdict.is_correct and grader.groups == [["b"]]
     assert masked.verdict.status == other.verdict.status == "error" and masked.reward is None
-    assert masked.verdict.detail.startswith(f"Forgiving.{method} failed: ZeroDivisionError: by nought")
+    assert masked.verdict.detail.startswith(
+        f"the environment failed: Forgiving.{method}: ZeroDivisionError: by nought"
+    )
     assert masked.num_action_tokens == (0 if method == "begin" else 2)
     assert masked.action_mask.tolist()[0] is False and masked.completion == ("" if method == "begin" else "b")
     said = Unjudged().watch([result.group for result in results])
@@ -219,7 +221,7 @@ def test_or_leaves_its_rollouts_out_where_it_says_so(method):
 def test_an_evaluation_stops_there(method):
     sampler, source = ScriptedSampler([tokens("b")]), Made(Forgiving)
     generator = LocalGenerator([sampler], Letters(), source, "base", 64, 1, [END])
-    with pytest.raises(ReasonerError, match=f"Forgiving.{method} failed: ZeroDivisionError"):
+    with pytest.raises(ReasonerError, match=f"the environment failed: Forgiving.{method}: ZeroDivisionError"):
         asyncio.run(generator.chain(failing(method), 0, SamplingParams(8)))
 
 
