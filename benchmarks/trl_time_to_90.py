@@ -124,7 +124,8 @@ def our_run(seed: int, args: argparse.Namespace, total: int) -> list[Step]:
         flags += [f"--max_staleness={staleness}", "--server.replicas=1", f"--server.threads={threads}"]
     steps = runs.our_steps(args.directory / name)
     if not args.report_only and not finished(steps, total):
-        steps = runs.ours(name, args.directory, flags, threads)
+        enough = lambda steps: reached(steps).reached  # noqa: E731
+        steps = runs.ours(name, args.directory, flags, threads, enough)
     return without_head_start(steps, staleness) if staleness else steps
 
 

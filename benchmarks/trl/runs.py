@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +28,22 @@ class Step:
     held_out: float | None
 
 
-def ours(name: str, runs_dir: Path, flags: Sequence[str], threads: int) -> list[Step]:
-    """Trains or resumes our run `name`; its steps, step 0 (the base model) among them."""
+def ours(
+    name: str,
+    runs_dir: Path,
+    flags: Sequence[str],
+    threads: int,
+    enough: Callable[[list[Step]], bool] = lambda steps: False,
+) -> list[Step]:
+    """Trains or resumes our run `name`, until its steps are `enough`; they, with step 0 (the base model)."""
     run = runs_dir / name
     what = ["--resume", str(run)]
     if not (run / "checkpoints" / "latest").exists():
         shutil.rmtree(run, ignore_errors=True)  # interrupted before there was anything to resume
         what = [str(OURS), f"--name={name}"]
     where = [f"--runs_dir={runs_dir}", f"--learner.threads={threads}"]
-    _call([sys.executable, "-m", "reasoner.cli", "train", *what, *where, *flags], threads, runs_dir, name)
+    command = [sys.executable, "-m", "reasoner.cli", "train", *what, *where, *flags]
+    _call(command, threads, runs_dir, name, lambda: enough(our_steps(run)))
     return our_steps(run)
 
 
@@ -62,17 +71,27 @@ def _lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _call(command: Sequence[str], threads: int, directory: Path, name: str) -> None:
+def _call(
+    command: Sequence[str],
+    threads: int,
+    directory: Path,
+    name: str,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
+    """Runs the command to its end, or interrupts it when it has done `enough`."""
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{name}.txt"
-    with open(log, "a") as output:
-        done = subprocess.run(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=variables(threads),
-            cwd=ROOT,
-            check=False,
-        )
-    if done.returncode:
-        raise RuntimeError(f"{name} ended with {done.returncode}:\n{log.read_text()[-3000:]}")
+    with (
+        open(log, "a") as output,
+        subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=variables(threads), cwd=ROOT
+        ) as process,
+    ):
+        interrupted = False
+        while process.poll() is None:
+            time.sleep(1.0)
+            if not interrupted and enough():
+                process.send_signal(signal.SIGINT)  # it saves and exits 130
+                interrupted = True
+    if process.returncode and not interrupted:
+        raise RuntimeError(f"{name} ended with {process.returncode}:\n{log.read_text()[-3000:]}")

@@ -1,3 +1,4 @@
+import sys
 import tomllib
 from argparse import Namespace
 from pathlib import Path
@@ -80,7 +81,9 @@ def test_time_to_the_target_ends_at_the_first_evaluation_that_reaches_it():
 def test_asynchronous_runs_are_apart_and_get_nothing_from_an_evaluation(tmp_path, monkeypatch):
     called = {}
     for side in ("ours", "trl"):
-        monkeypatch.setattr(runs, side, lambda name, _, flags, threads: called.update({name: flags}) or [])
+        monkeypatch.setattr(
+            runs, side, lambda name, _, flags, threads, *enough: called.update({name: flags}) or []
+        )
     args = Namespace(directory=tmp_path, threads=2, report_only=False, staleness=0, per_device=16)
     our_run(0, args, 120)
     our_run(0, Namespace(**{**vars(args), "staleness": 2}), 120)
@@ -116,3 +119,12 @@ def test_runs_that_do_not_get_there_are_shown_as_such():
     assert found["time_to_90_seeds"].value == 2
     assert "time_to_90_vs_trl" not in {f.name for f in figures(slow, {3e-4: fast})}
     assert figures({0: ours[0]}, {3e-4: {}}) == [], "nothing to compare yet"
+
+
+def test_a_run_that_has_done_enough_is_interrupted(tmp_path):
+    program = "import signal, sys, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(130)"
+    asked = iter([False, True])
+    runs._call([sys.executable, "-c", program], 1, tmp_path, "r", lambda: next(asked))
+    assert next(asked, None) is None
+    with pytest.raises(RuntimeError, match="r ended with 3"):
+        runs._call([sys.executable, "-c", "raise SystemExit(3)"], 1, tmp_path, "r")
