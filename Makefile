@@ -63,7 +63,7 @@ browser: ## add the browser that `reasoner view` is tested with, where there is 
 train: install ## the main job: train the embedded model (ARGS="--seed 1 ...")
 	$(VENV)/bin/reasoner train $(ARGS)
 
-test: install ## unit and integration tests and a short chaos run (about 25 minutes on 2 cores)
+test: install ## unit and integration tests and a short chaos run (about half an hour on 2 cores)
 	-@$(MAKE) --no-print-directory peers # without a network their tests are skipped, and say so
 	$(PY) -m pytest --timeout 300 --session-timeout 3000 -m 'not long' tests/unit tests/integration tests/chaos $(ARGS)
 
