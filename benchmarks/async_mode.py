@@ -1,9 +1,11 @@
 """What asynchronous training gains, and how busy it keeps the machine: short real runs of the command line.
 
-Three kinds of runs, in turn, `--repeats` times:
+The policy is first trained for `LEARN` steps and then held still (a learning rate of nearly 0), so that all
+runs do the same work: completions of the same lengths, as many groups with a signal. Four kinds of runs, in
+turn, `--repeats` times:
 - `alone`: synchronous, one thread for the learner and one for the server. They take turns, so T_generate
   (rollout, verification) and T_learn (update) are each measured with one core to itself.
-- `async`: the same threads, `max_staleness = 2`: both work at once.
+- `async`: the same threads, `max_staleness = 2`: both work at once; `async_keep_kv`: with `rollout.keep_kv`.
 - `sync`: synchronous, both cores for whoever's turn it is: two servers of one thread, two learner threads.
 
 `async_vs_ideal` = max(T_generate, T_learn) / T_async: the speed-up over taking turns on single cores, divided
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -35,23 +38,34 @@ from benchmarks.stall import stall
 WARM_UP = 3  # steps left out
 RUN_S = 3600.0  # for one run
 STALENESS = 2
+LEARN = 16  # steps of training before: answers are no longer short, and not all are right yet
+ASYNC = ["--learner.threads=1", f"--max_staleness={STALENESS}"]
 RUNS = {
     "alone": ["--learner.threads=1"],
-    "async": ["--learner.threads=1", f"--max_staleness={STALENESS}"],
+    "async": ASYNC,
+    "async_keep_kv": [*ASYNC, "--rollout.keep_kv=true"],
     "sync": ["--learner.threads=2", "--server.replicas=2"],
 }
+HELD_STILL = "--learner.lr=1e-12"
 
 
-def steps_of(kind: str, steps: int, extra: list[str]) -> list[dict[str, Any]]:
+def train(directory: Path, steps: int, *flags: str) -> Path:
+    """A run in `directory`, evaluated as little as possible."""
+    cheap = ["--eval.every=0", "--eval.problems=1", "--eval.samples=1", "--checkpoint.every=0"]
+    run = [f"--runs_dir={directory}", "--name=r", f"--steps={steps}"]
+    command = [sys.executable, "-m", "reasoner.cli", "train", *run, *cheap, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
+    if done.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return directory / "r"
+
+
+def steps_of(kind: str, policy: Path, steps: int, extra: list[str]) -> list[dict[str, Any]]:
     """The metrics lines, after the warm-up, of one run."""
     with tempfile.TemporaryDirectory() as directory:
-        flags = [f"--runs_dir={directory}", "--name=r", f"--steps={steps + WARM_UP + 1}", "--eval.every=0"]
-        cheap = ["--eval.problems=1", "--eval.samples=1", "--checkpoint.every=0"]
-        command = [sys.executable, "-m", "reasoner.cli", "train", *flags, *cheap, *RUNS[kind], *extra]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S)
-        if done.returncode != 0:
-            raise RuntimeError(f"the run {kind} failed:\n{done.stdout}{done.stderr}")
-        lines = (Path(directory) / "r" / "metrics.jsonl").read_text().splitlines()
+        flags = [f"--model={policy}", HELD_STILL, *RUNS[kind], *extra]
+        run = train(Path(directory), steps + WARM_UP + 1, *flags)
+        lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines][1 + WARM_UP : -1]  # the last step evaluates
 
 
@@ -73,33 +87,40 @@ def busy_shares(lines: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def runs(steps: int, repeats: int, extra: list[str]) -> tuple[list[Figure], dict[str, Any], float]:
-    """Figures, details, and the seconds of an asynchronous step."""
-    generate, learn, together, taking_turns, shares = [], [], [], [], []
+def runs(policy: Path, steps: int, repeats: int, extra: list[str]) -> tuple[list[Figure], dict[str, Any]]:
+    """Figures and details; the latter have the seconds of every run's step."""
+    step: dict[str, list[float]] = {kind: [] for kind in RUNS}
+    shares: dict[str, list[dict[str, float]]] = {kind: [] for kind in RUNS}
+    tokens: dict[str, list[float]] = {kind: [] for kind in RUNS}
+    generate, learn = [], []
     for _ in range(repeats):
-        alone = steps_of("alone", steps, extra)
-        generate.append(mean(alone, "rollout", "verify"))
-        learn.append(mean(alone, "learn"))
-        asynchronous = steps_of("async", steps, extra)
-        together.append(step_s(asynchronous))
-        shares.append(busy_shares(asynchronous))
-        taking_turns.append(step_s(steps_of("sync", steps, extra)))
-    busy = [max(share.values()) for share in shares]
-    figures = [
-        ratio("async_vs_ideal", np.maximum(generate, learn).tolist(), together),
-        ratio("async_vs_sync", taking_turns, together),
-        Figure("slower_side_busy_share", float(np.median(busy)), "share", min(busy), max(busy)),
-    ]
+        for kind in RUNS:
+            lines = steps_of(kind, policy, steps, extra)
+            step[kind].append(step_s(lines))
+            shares[kind].append(busy_shares(lines))
+            tokens[kind].append(float(np.mean([line["response_tokens_mean"] for line in lines])))
+            if kind == "alone":
+                generate.append(mean(lines, "rollout", "verify"))
+                learn.append(mean(lines, "learn"))
+    ideal = np.maximum(generate, learn).tolist()
+    figures = []
+    for kind, suffix in {"async": "", "async_keep_kv": "_keep_kv"}.items():
+        busy = [max(share.values()) for share in shares[kind]]
+        figures += [
+            ratio(f"async_vs_ideal{suffix}", ideal, step[kind]),
+            ratio(f"async_vs_sync{suffix}", step["sync"], step[kind]),
+            Figure(f"slower_side_busy_share{suffix}", float(np.median(busy)), "share", min(busy), max(busy)),
+        ]
     details = {
         "t_generate_s": generate,
         "t_learn_s": learn,
-        "t_async_s": together,
-        "t_sync_s": taking_turns,
-        "busy_shares": shares,
+        "t_step_s": step,
+        "busy_shares": {kind: shares[kind] for kind in ("async", "async_keep_kv")},
+        "response_tokens_mean": tokens,
         "steps": steps,
         "max_staleness": STALENESS,
     }
-    return figures, details, float(np.median(together))
+    return figures, details
 
 
 def main() -> None:
@@ -109,8 +130,10 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10, help="windows with and without a sync")
     parser.add_argument("--smollm2-window-s", type=float, default=0.0, help="also for SmolLM2 (minutes)")
     args, extra = parser.parse_known_args()  # the rest are configuration keys for the runs
-    figures, details, step_s = runs(args.steps, args.repeats, extra)
-    windows = {"embedded": (step_s, args.pairs)}
+    with tempfile.TemporaryDirectory() as directory:
+        policy = train(Path(directory), LEARN, *RUNS["sync"], *extra) / "checkpoints" / "latest"
+        figures, details = runs(policy, args.steps, args.repeats, extra)
+    windows = {"embedded": (float(np.median(details["t_step_s"]["async"])), args.pairs)}
     if args.smollm2_window_s:
         windows["smollm2"] = (args.smollm2_window_s, 3)
     for model, (window_s, pairs) in windows.items():

@@ -7,6 +7,7 @@ Observations are deltas: each one is appended to the tokens of the episode, noth
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -49,6 +50,10 @@ class TextSpace(spaces.Text):
         return isinstance(other, TextSpace) and self.max_length == other.max_length
 
     __hash__ = None  # type: ignore[assignment]
+
+
+#: What environments copy: gymnasium prepares a charset for every new space, an episode's dearest part.
+_TEXTS = TextSpace()
 
 
 class _LiveTexts:
@@ -114,8 +119,8 @@ class TextEnv(gymnasium.Env[str, str]):
     def __init__(self, render_mode: str | None = None) -> None:
         if self.on_error not in ("stop", "mask"):
             raise UsageError(f'{type(self).__name__}.on_error is "stop" or "mask", not {self.on_error!r}')
-        self.observation_space = TextSpace()
-        self.action_space = TextSpace()
+        self.observation_space = copy.copy(_TEXTS)
+        self.action_space = copy.copy(_TEXTS)
         self.render_mode = render_mode
         self.task: Task | None = None
         self.transcript = ""

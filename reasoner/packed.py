@@ -1,17 +1,19 @@
 """The padding-free forward: any causal language model of transformers over packed rollouts.
 
-Linear layers, norms and gates see one row of N tokens. Attention runs per rollout: rollouts of like length
-share a bucket, which is padded on the right *inside the attention only*; causal attention never looks right,
-so no mask is needed, and what the padded queries compute is thrown away. On CUDA with flash-attn installed
-transformers' own varlen kernels do the same without any padding (`attn_implementation="flash_attention_2"`;
-the arguments for it are passed along, not run on the machines this was developed on).
+Linear layers, norms and gates see one row of tokens, in which the prompt that the rollouts of a group share
+stands once. Attention runs per rollout, each with its prompt: rollouts of like length share a bucket, which
+is padded on the right *inside the attention only*; causal attention never looks right, so no mask is needed,
+and what padded and repeated queries compute is thrown away. On CUDA with flash-attn installed
+transformers' own varlen kernels take its place, without padding and without sharing prompts
+(`attn_implementation="flash_attention_2"`; the arguments for it are passed along, not run on the machines
+this was developed on).
 Left out: dropout (the sampler has none, so the learner must have none), KV caches, encoder-decoder models.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,72 +36,94 @@ QUERY_CHUNK = 512
 
 @dataclass(frozen=True)
 class Bucket:
-    """Rollouts that share one attention call: the tokens [start, stop) of the sorted micro-batch, as
-    `rollouts` rows of `length` slots. `source` and `slots` are None where nothing is padded."""
+    """Rollouts that share one attention call: `rollouts` rows of `length` slots."""
 
-    start: int
-    stop: int
     rollouts: int
     length: int
-    source: Tensor | None  # (rollouts * length,) token of each slot, from `start`; any valid one if padded
-    slots: Tensor | None  # (stop - start,) the slots of the real tokens
+
+    @property
+    def slots(self) -> int:
+        return self.rollouts * self.length
 
 
 @dataclass(frozen=True)
 class PackedLayout:
     """Where attention finds the rollouts of N tokens: computed once for a micro-batch, used in every layer.
 
-    The model runs over rollouts sorted by length; `order` and `unsort` lead there and back (None: in order).
+    The model runs over M <= N tokens, those of rollouts sorted by length, each shared prompt once. Attention
+    has S slots, bucket after bucket. Tensors are None where they would change nothing.
     """
 
     buckets: tuple[Bucket, ...]
-    order: Tensor | None  # (N,)
-    unsort: Tensor | None  # (N,)
-    position_ids: Tensor  # (1, N) of the sorted tokens
+    order: Tensor | None  # (M,) the token of the batch that is computed at each place
+    places: Tensor | None  # (N,) the place at which each token of the batch is computed
+    source: Tensor | None  # (S,) place of each slot; any valid one where a slot is padding
+    own: Tensor | None  # (M,) the slot of each place, in the rollout that it is computed for
+    shared: Tensor | None  # (E,) slots of tokens that are computed for another rollout
+    position_ids: Tensor  # (1, M) within the rollout
     cu_seqlens: Tensor  # (R + 1,) int32, of the sorted rollouts
     max_length: int
 
 
-def plan_layout(cu_seqlens: np.ndarray, device: str | torch.device = "cpu") -> PackedLayout:
-    """Sort rollouts by length and cut them into buckets with little padding. cu_seqlens: (R + 1,)."""
+def plan_layout(
+    cu_seqlens: np.ndarray, device: str | torch.device = "cpu", prompts: Sequence[np.ndarray] = ()
+) -> PackedLayout:
+    """Sort rollouts by length and cut them into buckets with little padding. cu_seqlens: (R + 1,); prompts:
+    the first tokens of each rollout, R arrays; equal ones are computed once."""
     starts, lengths = cu_seqlens[:-1].astype(np.int64), np.diff(cu_seqlens).astype(np.int64)
     if len(lengths) == 0 or lengths.min() < 1:
         raise ValueError("packed rollouts must have at least one token each")
     by_length = np.argsort(lengths, kind="stable")
-    sorted_lengths = lengths[by_length]
-    sorted_cu = np.concatenate([[0], np.cumsum(sorted_lengths)])  # (R + 1,)
-    within = np.arange(sorted_cu[-1]) - np.repeat(sorted_cu[:-1], sorted_lengths)  # (N,) position in rollout
-    order = np.repeat(starts[by_length], sorted_lengths) + within
-    sorted_already = bool((order == np.arange(len(order))).all())
-    cuts = _cut_by_length(sorted_lengths)
+    starts, lengths = starts[by_length], lengths[by_length]  # (R,), sorted from here on
+    owners, lent = _owners([prompts[i] for i in by_length] if prompts else [], len(lengths))
+    first = np.concatenate([[0], np.cumsum(lengths - lent)])  # (R + 1,) place of a rollout's first own token
+    rows, offsets = _spread(lengths)  # (N,) the rollout of each sorted token, its position in it
+    borrowed = offsets < lent[rows]
+    places = first[np.where(borrowed, owners[rows], rows)] + offsets - np.where(borrowed, 0, lent[rows])
+    tokens = starts[rows] + offsets  # (N,) in the batch
+    order = tokens[~borrowed]
+
+    cuts = _cut_by_length(lengths)
+    buckets = tuple(Bucket(j - i, int(lengths[j - 1])) for i, j in zip(cuts[:-1], cuts[1:], strict=True))
+    width = np.repeat([b.length for b in buckets], [b.rollouts for b in buckets])  # (R,) slots of a rollout
+    slots = np.repeat(np.cumsum(width) - width, lengths) + offsets  # (N,) of each sorted token
+    row_of_slot, offset_of_slot = _spread(width)
+    begins = np.cumsum(lengths) - lengths
+    source = places[begins[row_of_slot] + np.minimum(offset_of_slot, lengths[row_of_slot] - 1)]
+
+    def tensor(array: np.ndarray, changes: bool) -> Tensor | None:
+        return torch.from_numpy(array).to(device) if changes else None
+
+    inverse = np.empty(len(tokens), np.int64)
+    inverse[tokens] = places
+    spread = len(source) != len(order)
     return PackedLayout(
-        buckets=tuple(_bucket(sorted_cu, i, j, device) for i, j in zip(cuts[:-1], cuts[1:], strict=True)),
-        order=None if sorted_already else torch.from_numpy(order).to(device),
-        unsort=None if sorted_already else torch.from_numpy(np.argsort(order)).to(device),
-        position_ids=torch.from_numpy(within).to(device)[None],
-        cu_seqlens=torch.from_numpy(sorted_cu.astype(np.int32)).to(device),
-        max_length=int(sorted_lengths[-1]),
+        buckets=buckets,
+        order=tensor(order, not np.array_equal(order, np.arange(len(tokens)))),
+        places=tensor(inverse, not np.array_equal(inverse, np.arange(len(tokens)))),
+        source=tensor(source, spread),
+        own=tensor(slots[~borrowed], spread),
+        shared=tensor(slots[borrowed], bool(borrowed.any())),
+        position_ids=torch.from_numpy(offsets[~borrowed]).to(device)[None],
+        cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device),
+        max_length=int(lengths[-1]),
     )
 
 
-def _bucket(cu_seqlens: np.ndarray, first: int, last: int, device: str | torch.device) -> Bucket:
-    """The bucket of the sorted rollouts [first, last)."""
-    start, stop = int(cu_seqlens[first]), int(cu_seqlens[last])
-    starts, lengths = cu_seqlens[first:last] - start, np.diff(cu_seqlens[first : last + 1])
-    length = int(lengths[-1])
-    if length * len(lengths) == stop - start:
-        return Bucket(start, stop, len(lengths), length, None, None)
-    offset = np.arange(length)
-    source = starts[:, None] + np.minimum(offset, lengths[:, None] - 1)  # (n, length)
-    slots = np.flatnonzero(offset < lengths[:, None])
-    return Bucket(
-        start,
-        stop,
-        len(lengths),
-        length,
-        torch.from_numpy(source.ravel()).to(device),
-        torch.from_numpy(slots).to(device),
-    )
+def _owners(prompts: Sequence[np.ndarray], rollouts: int) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) the first rollout that has the same prompt, and (R,) how many tokens it computes for this one."""
+    owners, lent = np.arange(rollouts), np.zeros(rollouts, np.int64)
+    seen: dict[bytes, int] = {}
+    for i, prompt in enumerate(prompts):
+        owners[i] = seen.setdefault(prompt.tobytes(), i)
+        lent[i] = len(prompt) if owners[i] != i else 0
+    return owners, lent
+
+
+def _spread(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For rows of these lengths (R,), one after the other: the row of each element, and its place in it."""
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _cut_by_length(lengths: np.ndarray) -> list[int]:
@@ -114,36 +138,37 @@ def _cut_by_length(lengths: np.ndarray) -> list[int]:
     return [*cuts, len(lengths)]
 
 
-class _Pad(torch.autograd.Function):
-    """(m, H, D) tokens of a bucket -> (n * length, H, D) slots. Padded slots get no gradient (their queries
-    are dropped, their keys never looked at), so the backward pass gathers instead of adding up."""
+class _ToSlots(torch.autograd.Function):
+    """(M, H, D) tokens -> (S, H, D) slots. Padded slots get no gradient (their queries are dropped, their
+    keys never looked at), so the backward pass gathers; only what is shared is added up."""
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, source: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        return tokens.index_select(0, source)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        (slots,) = ctx.saved_tensors
-        return grad.index_select(0, slots), None, None
-
-
-class _Unpad(torch.autograd.Function):
-    """(n * length, H, D) slots -> (m, H, D) tokens; the gradient of padded slots is zero."""
-
-    @staticmethod
-    def forward(ctx, padded: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        ctx.num_slots = len(padded)
-        return padded.index_select(0, slots)
+    def forward(ctx, tokens: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout = layout
+        return tokens.index_select(0, layout.source)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        (slots,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.num_slots, *grad.shape[1:]).index_copy_(0, slots, grad), None
+        layout = ctx.layout
+        own = grad.index_select(0, layout.own)
+        if layout.shared is not None:
+            own.index_add_(0, layout.source[layout.shared], grad.index_select(0, layout.shared))
+        return own, None
+
+
+class _FromSlots(torch.autograd.Function):
+    """(S, H, D) slots -> (M, H, D) tokens; the gradient of slots that are padding or another's is zero."""
+
+    @staticmethod
+    def forward(ctx, slots: Tensor, layout: PackedLayout) -> Tensor:
+        ctx.layout, ctx.num_slots = layout, len(slots)
+        return slots.index_select(0, layout.own)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return grad.new_zeros(ctx.num_slots, *grad.shape[1:]).index_copy_(0, ctx.layout.own, grad), None
 
 
 def packed_attention(
@@ -167,23 +192,29 @@ def packed_attention(
         raise ValueError("packed attention needs packed_layout: call the model through packed_hidden()")
     if kwargs.get("s_aux") is not None or kwargs.get("softcap") is not None:
         raise UsageError("this model's attention has sinks or soft-capped scores, which is not supported")
-    sizes = [b.stop - b.start for b in packed_layout.buckets]
+    sizes = [bucket.slots for bucket in packed_layout.buckets]
+    spread = packed_layout.source is not None
     # On a CPU the backward pass of bf16 attention is an order of magnitude slower than that of fp32.
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
-    pieces = [x[0].transpose(0, 1).to(dtype).split(sizes) for x in (query, key, value)]  # (m, H, D) each
+    tokens = [x[0].transpose(0, 1).to(dtype) for x in (query, key, value)]  # (M, H, D) each
+    slots = [_ToSlots.apply(x, packed_layout) if spread else x for x in tokens]  # (S, H, D) each
     with torch.autocast(query.device.type, enabled=False):
         outputs = [
             _attend(bucket, q, k, v, scaling, sliding_window)
-            for bucket, q, k, v in zip(packed_layout.buckets, *pieces, strict=True)
+            for bucket, q, k, v in zip(packed_layout.buckets, *(x.split(sizes) for x in slots), strict=True)
         ]
-    return torch.cat(outputs)[None].to(query.dtype), None
+    output = torch.cat(outputs)
+    output = _FromSlots.apply(output, packed_layout) if spread else output
+    return output[None].to(query.dtype), None
 
 
 def _attend(
     bucket: Bucket, q: Tensor, k: Tensor, v: Tensor, scaling: float | None, sliding_window: int | None
 ) -> Tensor:
-    """Causal attention of one bucket's tokens, q (m, H, D), k and v (m, H_kv, D) -> (m, H, D)."""
-    q, k, v = (_to_slots(x, bucket) for x in (q, k, v))  # (n, H, length, D)
+    """Causal attention within a bucket's rollouts, q (n * length, H, D), k and v (n * length, H_kv, D) ->
+    (n * length, H, D)."""
+    rows = (bucket.rollouts, bucket.length)
+    q, k, v = (x.unflatten(0, rows).transpose(1, 2) for x in (q, k, v))  # (n, H, length, D)
     attend = functools.partial(
         F.scaled_dot_product_attention, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -191,18 +222,10 @@ def _attend(
         out = attend(q, k, v, is_causal=True)
     else:
         out = _windowed(attend, q, k, v, sliding_window)
-    slots = out.transpose(1, 2).reshape(bucket.rollouts * bucket.length, out.shape[1], out.shape[3])
-    return slots if bucket.slots is None else _Unpad.apply(slots, bucket.slots)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
-
-
-def _to_slots(tokens: Tensor, bucket: Bucket) -> Tensor:
-    """(m, H, D) -> (n, H, length, D)"""
-    if bucket.source is not None:
-        tokens = _Pad.apply(tokens, bucket.source, bucket.slots)
-    return tokens.unflatten(0, (bucket.rollouts, bucket.length)).transpose(1, 2)
 
 
 def _windowed(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
@@ -226,16 +249,20 @@ def _band(chunk: int, window: int, device: torch.device, dtype: torch.dtype) -> 
     return torch.zeros(inside.shape, dtype=dtype, device=device).masked_fill_(~inside, -torch.inf)
 
 
-def packed_hidden(model: nn.Module, token_ids: Tensor, cu_seqlens: np.ndarray) -> Tensor:
+def packed_hidden(
+    model: nn.Module, token_ids: Tensor, cu_seqlens: np.ndarray, prompts: Sequence[np.ndarray] = ()
+) -> Tensor:
     """Final hidden states (N, d), after the last norm and before the output head, of R packed rollouts.
 
     model: a causal language model loaded with `attn_implementation="packed"` (or "flash_attention_2");
-    token_ids: (N,) integer; cu_seqlens: (R + 1,). Fastest when the rollouts are sorted by length.
+    token_ids: (N,) integer; cu_seqlens: (R + 1,); prompts: R arrays, the first tokens of each rollout, of
+    which packed attention computes equal ones once. Fastest when the rollouts are sorted by length.
     """
-    layout = plan_layout(cu_seqlens, token_ids.device)
-    sorted_ids = token_ids if layout.order is None else token_ids[layout.order]
+    shares = model.config._attn_implementation == ATTENTION_NAME
+    layout = plan_layout(cu_seqlens, token_ids.device, prompts if shares else ())
+    computed = token_ids if layout.order is None else token_ids[layout.order]
     output = model.get_decoder()(
-        input_ids=sorted_ids[None].long(),
+        input_ids=computed[None].long(),
         position_ids=layout.position_ids,
         use_cache=False,
         packed_layout=layout,
@@ -244,5 +271,5 @@ def packed_hidden(model: nn.Module, token_ids: Tensor, cu_seqlens: np.ndarray) -
         max_length_q=layout.max_length,
         max_length_k=layout.max_length,
     )
-    hidden = output.last_hidden_state[0]  # (N, d)
-    return hidden if layout.unsort is None else hidden[layout.unsort]
+    hidden = output.last_hidden_state[0]  # (M, d)
+    return hidden if layout.places is None else hidden.index_select(0, layout.places)

@@ -53,7 +53,7 @@ class Policy(nn.Module):
         token_ids = torch.from_numpy(batch.token_ids).to(self.device)
         bf16 = self.dtype == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-            hidden = packed_hidden(self.model, token_ids, batch.cu_seqlens)
+            hidden = packed_hidden(self.model, token_ids, batch.cu_seqlens, batch.prompts())
         return token_logprobs(
             hidden,
             self.model.get_output_embeddings().weight,

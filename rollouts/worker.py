@@ -140,7 +140,12 @@ class RolloutWorker:
         sampler: Sampler,
     ) -> list[Group]:
         """`run` without the verdicts, but for those of environments that failed."""
-        begun = (self._begin(task) for task in tasks for _ in range(group_size))
+        prompts: list[dict[str, list[int]]] = [{} for _ in tasks]
+        begun = (
+            self._begin(task, known)
+            for task, known in zip(tasks, prompts, strict=True)
+            for _ in range(group_size)
+        )
         episodes = await asyncio.gather(*begun)
         while live := [e for e in episodes if not e.done]:
             await self._turn(sampler, live, params)
@@ -153,7 +158,8 @@ class RolloutWorker:
             for i, task in enumerate(tasks)
         ]
 
-    async def _begin(self, task: Task) -> _Episode:
+    async def _begin(self, task: Task, known: dict[str, list[int]]) -> _Episode:
+        """An episode with its first observation; `known` are those of its task that are tokens already."""
         episode = _Episode(task)
         observation = task.prompt if isinstance(task.prompt, str) else task.prompt[-1]["content"]
         with _named("the environment", task):
@@ -161,7 +167,9 @@ class RolloutWorker:
         with _tolerated("begin", episode):
             options = {"task": task, "verify": self._verify_one}
             observation = _text((await _call(episode.env, "reset", options=options))[0], episode.env)
-        episode.observe(self.prompt_ids(task, observation))
+        if observation not in known:
+            known[observation] = self.prompt_ids(task, observation)
+        episode.observe(known[observation])
         if episode.failure:
             await self._finish(episode, truncated=False)
         return episode

@@ -181,21 +181,69 @@ def test_gradient_checkpointing_changes_nothing():
         torch.testing.assert_close(a, b)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=80))
-def test_layout_holds_every_token_once_with_little_padding(lengths):
-    layout = plan_layout(np.concatenate([[0], np.cumsum(lengths)]))
-    tokens = sum(lengths)
-    assert [b.start for b in layout.buckets] + [tokens] == [0] + [b.stop for b in layout.buckets]
+@pytest.mark.parametrize("kind", ["qwen3", "sliding_window"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_shared_prompt_is_computed_once_and_changes_nothing(kind, checkpointing, monkeypatch):
+    monkeypatch.setattr("reasoner.packed.FREE_PADDING", 10)  # several buckets
+    packed, plain = pair(kind)
+    if checkpointing:
+        packed.gradient_checkpointing_enable({"use_reentrant": False})
+        packed.train()
+    generator = torch.Generator().manual_seed(1)
+    asked = [torch.randint(0, 61, (n,), generator=generator) for n in (7, 1, 12)]
+    which = [0, 1, 0, 2, 2, 1, 0, 2]  # groups in any order
+    answers = [torch.randint(0, 61, (n,), generator=generator) for n in (3, 9, 1, 20, 4, 4, 30, 2)]
+    pieces = [torch.cat([asked[g], answer]) for g, answer in zip(which, answers, strict=True)]
+    ids, cu = torch.cat(pieces), np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
+    seen = []
+    packed.model.layers[0].mlp.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
+    hidden = packed_hidden(packed, ids, cu, [asked[g].numpy() for g in which])
+    assert seen == [sum(map(len, asked)) + sum(map(len, answers))]
+    expected = one_by_one(plain, ids, cu)
+    torch.testing.assert_close(hidden, expected, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn(hidden.shape, generator=generator)
+    (hidden * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    assert_same_gradients(packed, plain)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(1, 200)), min_size=1, max_size=80),
+    st.lists(st.integers(0, 40), min_size=5, max_size=5),
+)
+def test_layout_computes_every_token_once_with_little_padding(rollouts, prompt_lengths):
+    """`rollouts`: (which prompt, further tokens) of each; every token is known by its rollout and position,
+    those of a prompt by the prompt's."""
+    prompts = [np.full(n, prompt) for prompt, n in enumerate(prompt_lengths)]
+    names = [
+        [*(("prompt", p, t) for t in range(prompt_lengths[p])), *((i, t) for t in range(tail))]
+        for i, (p, tail) in enumerate(rollouts)
+    ]
+    lengths = [len(name) for name in names]
+    layout = plan_layout(np.concatenate([[0], np.cumsum(lengths)]), prompts=[prompts[p] for p, _ in rollouts])
+    flat = [name for rollout in names for name in rollout]
+    order = range(len(flat)) if layout.order is None else layout.order.tolist()
+    computed = [flat[token] for token in order]
+    assert sorted(map(str, computed)) == sorted({str(name) for name in flat})
+    places = range(len(flat)) if layout.places is None else layout.places.tolist()
+    assert [computed[place] for place in places] == flat
+    assert layout.position_ids[0].tolist() == [
+        name[2] if name[0] == "prompt" else name[1] + prompt_lengths[rollouts[name[0]][0]]
+        for name in computed
+    ]
+    slots = sum(bucket.slots for bucket in layout.buckets)
+    source = range(slots) if layout.source is None else layout.source.tolist()
+    own = range(slots) if layout.own is None else layout.own.tolist()
+    assert [source[slot] for slot in own] == list(range(len(computed)))
+    rows = sorted(names, key=len)
     for bucket in layout.buckets:
-        real, slots = bucket.stop - bucket.start, bucket.rollouts * bucket.length
-        if bucket.slots is not None:
-            assert bucket.source[bucket.slots].tolist() == list(range(real))
-            assert len(bucket.source) == slots
-        assert slots - real <= max(FREE_PADDING, MAX_PADDING * real)
-    if layout.order is not None:
-        assert layout.order[layout.unsort].tolist() == list(range(tokens))
-    positions = np.concatenate([np.arange(n) for n in sorted(lengths)])
-    assert layout.position_ids[0].tolist() == positions.tolist()
+        real = 0
+        for rollout in rows[: bucket.rollouts]:
+            assert [computed[place] for place in source[: len(rollout)]] == rollout
+            source, real = source[bucket.length :], real + len(rollout)
+        rows = rows[bucket.rollouts :]
+        assert bucket.slots - real <= max(FREE_PADDING, MAX_PADDING * real)
+    assert not rows
 
 
 def test_bad_input():

@@ -76,6 +76,17 @@ def test_a_group_is_sampled_in_one_request_and_verified_together():
     assert first.terminated and not first.truncated
 
 
+def test_the_prompt_of_a_group_becomes_tokens_once(monkeypatch):
+    asked = []
+    encode = Letters.encode
+    monkeypatch.setattr(Letters, "encode", lambda self, text: asked.append(text) or encode(self, text))
+    subject, sampler, _ = worker([tokens("2")])
+    run(subject, [Task("t", "1+1", "2"), Task("u", "1+1", "2")], group_size=4)
+    assert asked == ["1+1=?\n"] * 2
+    sent = [prompt for prompts, _ in sampler.requests for prompt in prompts]
+    assert len(sent) == 8 and len({id(prompt) for prompt in sent}) == 8, "each episode has its own"
+
+
 def test_a_completion_cut_by_the_budget_is_truncated_and_still_graded():
     subject, _, grader = worker([tokens("123456789")])
     (result,) = run(subject, [Task("t", "1", "1")], group_size=1, max_tokens=4)
