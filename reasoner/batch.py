@@ -172,16 +172,16 @@ def split_micro_batches(batch: TrainBatch, max_tokens: int, at_least: int = 1) -
     """Parts of at most `max_tokens` tokens and of like token counts, each sorted by length; about `at_least`
     of them.
 
-    Neighbours in length share a part, so that attention runs over few distinct lengths. A rollout longer
-    than `max_tokens` is a part of its own: rollouts are never cut.
+    A group stays together as far as the counts allow: its prompt is then computed once. Groups of like length
+    share a part, so that attention runs over few distinct lengths. A rollout longer than `max_tokens` is a
+    part of its own: rollouts are never cut.
     """
     if max_tokens < 1:
         raise UsageError(f"micro_batch_tokens must be at least 1, not {max_tokens}")
     lengths = np.diff(batch.cu_seqlens)
-    order = np.argsort(lengths, kind="stable")
     parts: list[list[int]] = [[]]
     tokens, left = 0, batch.num_tokens  # of this part; of this part and those to come
-    for i in order:
+    for i in _by_group(batch.group, lengths):
         length = int(lengths[i])
         target = left / max(math.ceil(left / max_tokens), at_least - len(parts) + 1)
         if parts[-1] and (tokens + length > max_tokens or tokens + length / 2 > target):
@@ -190,7 +190,16 @@ def split_micro_batches(batch: TrainBatch, max_tokens: int, at_least: int = 1) -
             tokens = 0
         parts[-1].append(int(i))
         tokens += length
-    return [select_rollouts(batch, np.array(part)) for part in parts]
+    return [select_rollouts(batch, np.array(sorted(part, key=lengths.__getitem__))) for part in parts]
+
+
+def _by_group(group_of: np.ndarray | None, lengths: np.ndarray) -> np.ndarray:
+    """(R,) rollouts by the mean length of their group, group by group; by their own if groups are unknown."""
+    if group_of is None:
+        return np.argsort(lengths, kind="stable")
+    _, group = np.unique(group_of, return_inverse=True)
+    mean = np.bincount(group, weights=lengths) / np.bincount(group)
+    return np.lexsort((lengths, group, mean[group]))
 
 
 def select_rollouts(batch: TrainBatch, rollouts: np.ndarray) -> BatchPart:

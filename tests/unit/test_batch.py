@@ -126,9 +126,11 @@ def ragged(lengths: list[int]) -> TrainBatch:
 some_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 
 
-@given(some_lengths, st.integers(1, 200))
-def test_micro_batches_partition_the_batch(lengths, max_tokens):
+@given(some_lengths, st.integers(1, 200), st.booleans())
+def test_micro_batches_partition_the_batch(lengths, max_tokens, grouped):
     batch = ragged(lengths)
+    if grouped:
+        batch = replace(batch, group=np.arange(len(lengths)) % 7)
     parts = split_micro_batches(batch, max_tokens)
     covered = np.concatenate([p.token_index for p in parts])
     assert sorted(covered.tolist()) == list(range(batch.num_tokens))
@@ -137,6 +139,14 @@ def test_micro_batches_partition_the_batch(lengths, max_tokens):
         assert (np.diff(np.diff(part.batch.cu_seqlens)) >= 0).all()
         for name in ("token_ids", "action_mask", "behaviour_logprobs", "advantages", "loss_weight"):
             np.testing.assert_array_equal(getattr(part.batch, name), getattr(batch, name)[part.token_index])
+
+
+def test_a_group_stays_together_and_groups_of_like_length_are_neighbours():
+    group, lengths = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2]), [9, 4, 2, 9, 8, 2, 6, 6, 2]  # 24, 18 and 6 tokens
+    batch = replace(ragged(lengths), group=group)
+    parts = split_micro_batches(batch, 24)
+    assert [p.batch.group.tolist() for p in parts] == [[2, 2, 2, 1, 1, 1], [0, 0, 0]]
+    assert [np.diff(p.batch.cu_seqlens).tolist() for p in parts] == [[2, 2, 2, 4, 6, 8], [6, 9, 9]]
 
 
 def test_micro_batches_are_balanced():
