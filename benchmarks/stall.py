@@ -63,8 +63,8 @@ def stall(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from benchmarks.sync import _score_with
-    from reasoner.cluster import server_config
     from reasoner.model_source import resolve_model
+    from reasoner.servers import server_config
     from reasoner.weight_sync import WeightSync
     from rollouts.server import start_server
 

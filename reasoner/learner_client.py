@@ -19,10 +19,10 @@ from typing import Any
 import ray
 
 from reasoner.checkpoint import CheckpointStore
-from reasoner.cluster import Processes
 from reasoner.errors import ReasonerError
 from reasoner.heartbeat import Heartbeat, LearnerSilent
 from reasoner.learner_actor import SYNC_GROUP
+from reasoner.processes import Processes
 from reasoner.types import NO_VERSION, SyncReport, TrainBatch
 from rollouts.fleet import Replica, State
 from rollouts.gone import PROCESS_GONE

@@ -17,7 +17,6 @@ from typing import IO, Any
 
 from envs.tasks import SPLITS, TaskSource, check_trainable, load_tasks
 from reasoner.checkpoint import CheckpointStore, load_state
-from reasoner.cluster import context_tokens, with_room
 from reasoner.config import Config, config_toml, load_config
 from reasoner.durable import disk_errors, only_writer, write_atomically
 from reasoner.errors import UsageError
@@ -26,6 +25,7 @@ from reasoner.metrics import read_metrics
 from reasoner.model_source import BUILT_IN, ModelSource, resolve_model
 from reasoner.plugins import load_function
 from reasoner.redo import last_finished_step
+from reasoner.servers import context_tokens, with_room
 from reasoner.trackers import check_trackers
 from reasoner.types import Task
 from verifiers import load_verifier

@@ -1,12 +1,13 @@
 """A pool of killable verifier processes.
 
-Each worker is a fresh interpreter that imports the verifier and nothing of its parent, so the pool
-works in a driver with threads, in an event loop and inside a Ray worker alike. An item that runs past
-its deadline is killed by a kernel timer armed in the worker when the item began (waiting in the queue
-does not count); a second deadline here catches a worker that disarmed the first. What one item breaks,
-the others do not see: the worker is respawned and goes on with the next item. When somebody else killed
-the worker (an operator, the kernel short of memory), the item is tried once more. Workers die with the
-process that owns the pool, also when that one is killed with SIGKILL.
+Each worker is a fresh interpreter that imports the verifier and nothing of its parent, so the pool works in
+a driver with threads, in an event loop and inside a Ray worker alike; how one is started, spoken to and
+ended is in `verifiers.process`, what it does in `verifiers.worker`. An item that runs past its deadline is
+killed by a kernel timer armed in the worker when the item began (waiting in the queue does not count); a
+second deadline here catches a worker that disarmed the first. What one item breaks, the others do not see:
+the worker is respawned and goes on with the next item. When somebody else killed the worker (an operator,
+the kernel short of memory), the item is tried once more. Workers die with the process that owns the pool,
+also when that one is killed with SIGKILL.
 """
 
 from __future__ import annotations
@@ -14,40 +15,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import queue
-import select
 import signal
-import socket
-import struct
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
-from reasoner.errors import ReasonerError, UsageError
+from reasoner.errors import UsageError
 from reasoner.types import Task, Verdict
 from verifiers.base import Verifier, load_verifier
 from verifiers.inline import answers_inline
+from verifiers.process import VerifierProcess, WorkerStartError, encode
 
-START_TIMEOUT_S = 120.0  # a plug-in may import a lot, on a loaded machine
-SEND_TIMEOUT_S = 60.0  # for a process to read what it is to verify
 GRACE_S = 0.5  # after the worker's own deadline
-READ_BYTES = 1 << 18
 COLLECT_S = 0.002  # answers that follow one another this closely are collected together
-KILLED = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # exit codes
 BUSY_SHARE = 0.5  # of the deadline spent on the CPU: the answer, not the machine, was slow
-
-_BOOT = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[2]); "
-    "from verifiers.worker import main; main(int(sys.argv[1]))"
-)
 
 
 @dataclass(frozen=True)
@@ -56,113 +41,6 @@ class _Job:
     completions: list[str]
     task: Task | list[Task]  # one for all, or one each
     future: Future[list[Any]]
-
-
-class WorkerStartError(ReasonerError):
-    """A verifier process did not come up; the message says why."""
-
-
-class _Process:
-    """One worker process and its socket. Used by one thread only."""
-
-    def __init__(self, payload: tuple[str, Any], timeout_s: float, memory_mib: int | None) -> None:
-        ours, theirs = socket.socketpair()
-        # A process that has stopped reading must not hold us for ever, either: sending raises OSError then.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_TIMEOUT_S), 0))
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        path = json.dumps([p or os.getcwd() for p in sys.path])
-        self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT, str(theirs.fileno()), path],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-            start_new_session=True,
-            env=env,
-        )
-        theirs.close()
-        self.connection = Connection(ours.detach())
-        self.pidfd = os.pidfd_open(self.popen.pid) if hasattr(os, "pidfd_open") else None
-        self._poller = select.poll()
-        self._poller.register(self.connection.fileno(), select.POLLIN)
-        if self.pidfd is not None:  # a forked child may hold the socket open after the worker died
-            self._poller.register(self.pidfd, select.POLLIN)
-        self._lines: deque[bytes] = deque()  # answers read, but not yet asked for
-        self._rest = b""  # the beginning of the next one
-        self.cpu_s = 0.0  # of the process, when it last answered
-        self.killed = False  # by somebody else
-        hello = {"verifier": payload, "timeout_s": timeout_s, "memory_mib": memory_mib}
-        self._starting = True
-        self.connection.send_bytes(pickle.dumps(hello))
-
-    @property
-    def answers_read(self) -> int:
-        """How many answers `receive` will return without waiting."""
-        return len(self._lines)
-
-    def wait_ready(self) -> None:
-        """Raises `WorkerStartError` unless the worker says that it loaded the verifier."""
-        if not self._starting:
-            return
-        answer = self.receive(START_TIMEOUT_S)
-        if answer is None or answer[0] != "ready":
-            reason = answer[2].detail if answer else f"no answer (exit code {self.end()[0]})"
-            self.kill()
-            raise WorkerStartError(f"the verifier process did not start: {reason}")
-        self._starting = False
-
-    def receive(self, timeout_s: float) -> tuple[str, int, Verdict] | None:
-        """The next message, or None when the process died or `timeout_s` passed."""
-        end = time.monotonic() + timeout_s
-        while not self._lines:
-            if not self._readable(max(0.0, end - time.monotonic())) or not self._read():
-                return None
-        answer = json.loads(self._lines.popleft())
-        kind, index, self.cpu_s, status, reward, extracted, detail, seconds = answer
-        return kind, index, Verdict(status, reward, extracted, detail, seconds)
-
-    def _read(self) -> bool:
-        """Read what has come; False at the end of it."""
-        try:
-            piece = os.read(self.connection.fileno(), READ_BYTES)
-        except OSError:
-            return False
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        self._lines.extend(lines)
-        return bool(piece)
-
-    def _readable(self, timeout_s: float) -> bool:
-        ready = [fd for fd, _ in self._poller.poll(timeout_s * 1000)]
-        return self.connection.fileno() in ready or (bool(ready) and self.connection.poll(0))
-
-    def end(self) -> tuple[int | None, float]:
-        """Exit code (None: was still running) and CPU seconds since the last answer; leaves it dead."""
-        try:
-            pid, status, usage = os.wait4(self.popen.pid, os.WNOHANG)
-            if pid == 0:
-                time.sleep(0.01)  # the socket closes a moment before the process is gone
-                pid, status, usage = os.wait4(self.popen.pid, os.WNOHANG)
-            running = pid == 0
-            if running:
-                os.killpg(self.popen.pid, signal.SIGKILL)
-                _, status, usage = os.wait4(self.popen.pid, 0)
-        except (ChildProcessError, ProcessLookupError):
-            return self.popen.poll(), 0.0
-        self.popen.returncode = os.waitstatus_to_exitcode(status)
-        self.killed = not running and self.popen.returncode in KILLED
-        cpu_s = max(0.0, usage.ru_utime + usage.ru_stime - self.cpu_s)
-        return (None if running else self.popen.returncode), cpu_s
-
-    def kill(self) -> None:
-        """End the process and everything in its process group."""
-        try:
-            os.killpg(self.popen.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass  # already gone
-        self.popen.wait()
-        self.connection.close()
-        if self.pidfd is not None:
-            os.close(self.pidfd)
-            self.pidfd = None
 
 
 class VerifierPool:
@@ -190,7 +68,7 @@ class VerifierPool:
         self.verifier = load_verifier(verifier)
         self.timeout_s = float(timeout_s if timeout_s is not None else self.verifier.timeout_s)
         self._memory_mib = memory_mib
-        self._payload = None if self.verifier.in_process else _encode(verifier)
+        self._payload = None if self.verifier.in_process else encode(verifier)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pids: dict[int, int] = {}  # of the worker that each thread runs
         self._closed = self._cancelled = False
@@ -285,15 +163,15 @@ class VerifierPool:
             except BaseException as error:
                 job.future.set_exception(error)
 
-    def _spawn(self) -> _Process:
+    def _spawn(self) -> VerifierProcess:
         assert self._payload is not None
-        process = _Process(self._payload, self.timeout_s, self._memory_mib)
-        self._pids[threading.get_ident()] = process.popen.pid
+        process = VerifierProcess(self._payload, self.timeout_s, self._memory_mib)
+        self._pids[threading.get_ident()] = process.pid
         return process
 
     def _serve(self, start: Future[None]) -> None:
         """One thread a worker. It also starts the process: workers die with the thread that started them."""
-        process: _Process | None = None
+        process: VerifierProcess | None = None
         try:
             process = self._spawn()
             process.wait_ready()
@@ -313,7 +191,7 @@ class VerifierPool:
                 job.future.set_exception(error)
         process.kill()
 
-    def _run(self, job: _Job, process: _Process) -> tuple[list[Any], _Process]:
+    def _run(self, job: _Job, process: VerifierProcess) -> tuple[list[Any], VerifierProcess]:
         """All answers of a job, and the process that lived to the end of it."""
         answers: list[Any] = []
         spared = -1  # the item that is tried once more
@@ -323,7 +201,7 @@ class VerifierPool:
             try:
                 process.wait_ready()
                 task = job.task if isinstance(job.task, Task) else job.task[done:]
-                process.connection.send_bytes(_message(job.kind, task, job.completions[done:]))
+                process.send(job.kind, job.completions[done:], task)
             except WorkerStartError as error:
                 return answers + [_failed(job.kind, Verdict.error(str(error)))] * (
                     len(job.completions) - done
@@ -343,7 +221,7 @@ class VerifierPool:
                 process = self._replace(process)
         return answers, process
 
-    def _collect(self, job: _Job, process: _Process, answers: list[Any]) -> Verdict | None:
+    def _collect(self, job: _Job, process: VerifierProcess, answers: list[Any]) -> Verdict | None:
         """Append answers as they come. When the worker dies, the verdict on the item it was at; None when
         it left in good order (recycled)."""
         begun = time.perf_counter()
@@ -362,7 +240,7 @@ class VerifierPool:
                 time.sleep(COLLECT_S)  # waking up for every single answer would keep a core busy
         return None
 
-    def _post_mortem(self, process: _Process, seconds: float) -> Verdict:
+    def _post_mortem(self, process: VerifierProcess, seconds: float) -> Verdict:
         code, cpu_s = process.end()
         if code in (None, -signal.SIGALRM):
             used = (
@@ -374,32 +252,10 @@ class VerifierPool:
         why = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Verdict("error", None, None, f"the verifier process died: {why}", seconds)
 
-    def _replace(self, process: _Process) -> _Process:
+    def _replace(self, process: VerifierProcess) -> VerifierProcess:
         process.kill()
         return self._spawn()
 
 
 def _failed(kind: str, verdict: Verdict) -> Verdict | None:
     return None if kind in ("answer_keys", "candidates") else verdict
-
-
-def _message(kind: str, task: Any, completions: list[str]) -> bytes:
-    try:
-        return pickle.dumps((kind, task, completions))
-    except (pickle.PicklingError, AttributeError, TypeError):
-        import cloudpickle
-
-        return cloudpickle.dumps((kind, task, completions))
-
-
-def _encode(verifier: str | Callable[..., Any] | Verifier) -> tuple[str, Any]:
-    """How the worker gets the verifier: by its spec, or by value."""
-    if isinstance(verifier, str):
-        return "spec", verifier
-    import cloudpickle
-
-    try:
-        return "pickle", cloudpickle.dumps(verifier)
-    except Exception as error:  # anything can be in a closure
-        name = getattr(verifier, "__qualname__", type(verifier).__name__)
-        raise UsageError(f"verifier {name!r} cannot be sent to another process: {error}") from error

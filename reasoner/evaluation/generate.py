@@ -23,6 +23,7 @@ from reasoner import cluster
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, ServerError
 from reasoner.model_source import ModelSource
+from reasoner.servers import context_tokens, server_config
 from reasoner.types import Completion, SamplingParams, Task
 from rollouts.coalescing import CoalescingSampler
 from rollouts.restarting import RestartingSampler
@@ -148,7 +149,7 @@ async def local_generator(
     """Servers as `config.server` says, for the block; `tell` gets a line when one is lost and started anew.
     Raises ServerError when one does not start."""
     with cluster.connected(config.cluster.address):
-        server = cluster.server_config(config, model)
+        server = server_config(config, model)
         starters = [
             partial(_serve, f"server-{i}", server, log_dir.absolute(), config.server.startup_timeout_s)
             for i in range(config.server.replicas)
@@ -163,7 +164,7 @@ async def local_generator(
                 tokenizer,
                 source,
                 template,
-                cluster.context_tokens(config, model),
+                context_tokens(config, model),
                 IN_FLIGHT_PER_SLOT * config.server.max_num_seqs * len(samplers),
                 model.end_token_ids,
             )

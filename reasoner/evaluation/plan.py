@@ -12,7 +12,6 @@ from typing import Any
 
 from envs.specs import nearest
 from envs.tasks import TaskSource, load_tasks, splits_of
-from reasoner import cluster
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config
 from reasoner.errors import UsageError
@@ -22,6 +21,7 @@ from reasoner.evaluation.store import Point
 from reasoner.flops import FlopCounter
 from reasoner.model_source import ModelSource, resolve_model
 from reasoner.run import is_run, prompt_template, reopen
+from reasoner.servers import context_tokens, with_room
 from reasoner.types import SamplingParams, Task
 from rollouts.endpoint import Endpoint
 from verifiers import load_verifier
@@ -90,7 +90,7 @@ def make_plan(config: Config, options: EvalOptions, verifier: Any = None) -> Pla
     model = None if endpoint else resolve_model(config.model)
     if model is not None:
         template = prompt_template(config.tasks.template, model)
-        cluster.context_tokens(config, model)
+        context_tokens(config, model)
         if config.server.addresses:
             raise UsageError(
                 "evaluation starts its own server: leave server.addresses out, or use --endpoint"
@@ -112,7 +112,7 @@ def make_plan(config: Config, options: EvalOptions, verifier: Any = None) -> Pla
         check_comparable(options.compare, tasks)
     if model is not None:
         asked = (task for problems in tasks.values() for task in problems)
-        config = cluster.with_room(config, model, asked, beside=ANSWER_TOKENS)
+        config = with_room(config, model, asked, beside=ANSWER_TOKENS)
     name = endpoint.model if endpoint else config.model
     identity = {
         "model": f"{endpoint.url} {endpoint.model}" if endpoint else _model_hash(model.path),  # type: ignore[union-attr]

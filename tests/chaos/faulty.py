@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reasoner import cli, cluster, heartbeat
+from reasoner import cli, heartbeat, processes
 from reasoner.journal import Journal
 from rollouts import fleet
 from rollouts.dispatch import Dispatcher
@@ -57,7 +57,7 @@ def append_groups(self, *args):
     real_append(self, *args)
 
 
-class LearnerActor(cluster.LearnerActor):
+class LearnerActor(processes.LearnerActor):
     def save(self, path):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         if (TRIGGERS / "checkpoint").exists():
@@ -71,7 +71,7 @@ class LearnerActor(cluster.LearnerActor):
 time.time = lambda: real_time() + DAY_S * (TRIGGERS / "clock").exists()
 Dispatcher.finished = finished
 Journal.append_groups = append_groups
-cluster.LearnerActor = LearnerActor
+processes.LearnerActor = LearnerActor
 
 if __name__ == "__main__":
     cli.main()

@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from tiny_model import END
 
-from reasoner import cluster
+from reasoner.learner_actor import LearnerActor
 from reasoner.types import SamplingParams, SyncReport, TrainBatch
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
 from rollouts.scripted import ScriptedSampler
@@ -63,7 +63,7 @@ class ScriptedServer:
         return ServerStats(self.current, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
 
 
-class ScriptedLearner(cluster.LearnerActor):
+class ScriptedLearner(LearnerActor):
     """The real learner; a scripted server has no weights, so only the version is sent."""
 
     def _sync(self, version: int, servers: Mapping[str, Any]) -> SyncReport:

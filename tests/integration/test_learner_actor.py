@@ -13,10 +13,10 @@ import ray
 import tiny_model
 from tiny_learner import TEMPERATURE, learner, make_batch, make_model, token_ids
 
-from reasoner import cluster
 from reasoner.config import Config
 from reasoner.errors import ReasonerError, UsageError
 from reasoner.learner_actor import LearnerActor
+from reasoner.processes import Processes
 from rollouts.fleet import Fleet
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_ranks_are_placed_together_or_named_and_what_was_reserved_is_given_back(
 
     wait_until(all_free, "the learners of the other tests are gone")
     fleets = Fleet([]), Fleet([])
-    processes = cluster.Processes(Config(learner={"ranks": 2}), *fleets, tmp_path, tmp_path)
+    processes = Processes(Config(learner={"ranks": 2}), *fleets, tmp_path, tmp_path)
     for _ in range(2):  # the second time as after a death
         processes.start_learner(tmp_path)
         wait_until(lambda: processes.describe_learner() == "the learner is starting", "both have a place")
@@ -98,7 +98,7 @@ def test_ranks_are_placed_together_or_named_and_what_was_reserved_is_given_back(
     processes.stop()
     wait_until(all_free, "both have given their places back")
 
-    three = cluster.Processes(Config(learner={"ranks": 3}), *fleets, tmp_path, tmp_path)
+    three = Processes(Config(learner={"ranks": 3}), *fleets, tmp_path, tmp_path)
     three.start_learner(tmp_path)
     expected = "the learner is pending (the cluster has room for 2 of its 3 ranks)"
     assert three.describe_learner() == expected and all_free()

@@ -12,7 +12,7 @@ import scripted_run
 import tiny_model
 
 import rollouts.server
-from reasoner import cluster, training
+from reasoner import processes, training
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import CheckpointConfig, Config
 from reasoner.errors import ReasonerError, UsageError
@@ -41,7 +41,7 @@ def scripted():
 
 def put_scripted(patch):
     patch.setattr(rollouts.server, "VLLMServer", scripted_run.ScriptedServer)
-    patch.setattr(cluster, "LearnerActor", scripted_run.ScriptedLearner)
+    patch.setattr(processes, "LearnerActor", scripted_run.ScriptedLearner)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_what_a_broken_verifier_could_not_judge_is_sampled_again(folder, capsys)
 
 def test_in_asynchronous_mode_weights_travel_beside_the_next_update(folder, monkeypatch, capsys):
     """Also when the learner dies of it."""
-    monkeypatch.setattr(cluster, "LearnerActor", scripted_run.SlowLearner)
+    monkeypatch.setattr(processes, "LearnerActor", scripted_run.SlowLearner)
     settings = {"max_staleness": 2, "eval": {"every": 0, "problems": 4}, "checkpoint": {"every": 0}}
     learner = {"learner": {"threads": 1, "zero_variance": "keep"}}
     plain = config(folder, "beside", 8).model_dump(exclude={"learner", "tasks"})

@@ -333,7 +333,7 @@ def test_an_item_whose_process_somebody_killed_is_tried_once_more(tmp_path) -> N
 
 
 def test_a_worker_that_reads_nothing_does_not_hold_its_caller(monkeypatch) -> None:
-    monkeypatch.setattr("verifiers.pool.SEND_TIMEOUT_S", 1)
+    monkeypatch.setattr("verifiers.process.SEND_TIMEOUT_S", 1)
     with VerifierPool("math", workers=1) as pool:
         assert pool.verify_group(["\\boxed{84}"], TASK)[0].is_correct
         os.kill(pool.pids[0], signal.SIGSTOP)
