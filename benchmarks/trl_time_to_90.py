@@ -6,7 +6,7 @@ start-up are not counted. TRL runs once for each given learning rate, and its be
 interrupt it at any time, the same command goes on where it was. Runs are kept in .bench/time_to_90/.
 
 `--staleness N` trains our side asynchronously (`time_to_90_vs_trl_async`): the learner and one server at
-once, with half of the threads each.
+once, with half of the threads each, and completions under way keep their KV cache.
 
     python -m benchmarks.trl_time_to_90 [--seeds 0 1 2] [--trl-lr 3e-4 1e-3 1e-4] [--staleness 2]
                                         [--report-only]
@@ -121,7 +121,8 @@ def our_run(seed: int, args: argparse.Namespace, total: int) -> list[Step]:
     flags = [f"--seed={seed}", f"--eval.every={EVAL_EVERY}", f"--checkpoint.every={EVAL_EVERY}"]
     if staleness:
         threads = max(1, threads // 2)
-        flags += [f"--max_staleness={staleness}", "--server.replicas=1", f"--server.threads={threads}"]
+        flags += [f"--max_staleness={staleness}", "--rollout.keep_kv=true"]
+        flags += ["--server.replicas=1", f"--server.threads={threads}"]
     steps = runs.our_steps(args.directory / name)
     if not args.report_only and not finished(steps, total):
         enough = lambda steps: reached(steps).reached  # noqa: E731
