@@ -32,7 +32,7 @@ from reasoner.errors import BrokenPolicyError, ReasonerError, UsageError
 from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise, verifier_failed
 from reasoner.journal import Journal
 from reasoner.learner_client import LearnerClient
-from reasoner.logs import log_file
+from reasoner.logs import at_step, log_file
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.redo import finished_steps, last_finished_step
@@ -211,6 +211,7 @@ class Loop:
     # ------------------------------------------------------------------ the path, in order
 
     def run(self) -> None:
+        at_step(self.progress.step)
         try:
             values = self.learner.fingerprint()
             fingerprint.record(self.run_.path, self.progress.step, values)
@@ -253,6 +254,7 @@ class Loop:
 
     def step(self) -> None:
         """One training step: collect a batch, update on it, and give the new weights to the servers."""
+        at_step(self.progress.step + 1)
         with self.timeline.measure("rollout"):
             self._pump(until=lambda: self.queue.batch_ready)
         groups, stale = self.queue.take_batch()

@@ -22,6 +22,7 @@ import numpy as np
 import ray
 
 from reasoner.errors import ServerError, ServerLost, UsageError
+from reasoner.logs import log_to
 from reasoner.types import Completion, SamplingParams
 from rollouts.laps import Laps
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
@@ -54,6 +55,7 @@ class VLLMServer:
         started = time.perf_counter()
         if log_path is not None:
             redirect_output(Path(log_path))
+            log_to(Path(log_path))
         set_environment(config)
         die_with_parent()
         gc.disable()  # imports make objects by the million and hardly any garbage
@@ -282,7 +284,7 @@ def start_server(
     wait: bool = True,
     timeout_s: float = 180.0,
 ) -> ray.actor.ActorHandle:
-    """Start one replica; its output goes to `log_dir/server_NAME.log`.
+    """Start one replica; its output goes to `log_dir/server_NAME.log`, its records to `.jsonl` beside it too.
 
     With `wait=False` it returns at once: call `wait_until_ready` later, and do other slow things between.
     `scheduling_strategy` is Ray's, e.g. a placement group.
