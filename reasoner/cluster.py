@@ -43,6 +43,7 @@ from rollouts.fleet import Fleet, Replica, State
 from rollouts.gone import PROCESS_GONE
 from rollouts.http_sampler import HTTPSampler, all_answer
 from rollouts.launchers import ExternalLauncher, ServerLauncher, WorkerLauncher
+from rollouts.naming import actor_name
 from rollouts.process import die_with_parent, redirect_output
 from rollouts.sampler import RaySampler, Sampler
 from rollouts.server import ServerConfig, ServerStats
@@ -88,7 +89,10 @@ class Processes:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.config.learner.threads)}},
         )(LearnerActor)
         self.learner, *self.learner_peers = [
-            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(place, rank)).remote()
+            actor.options(
+                **actor_name(self.log_dir, f"learner-{rank}" if rank else "learner"),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(place, rank),
+            ).remote()
             for rank in range(self.config.learner.ranks)
         ]
         self.learner_place = place

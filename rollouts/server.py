@@ -25,6 +25,7 @@ from reasoner.errors import ServerError, ServerLost, UsageError
 from reasoner.logs import log_to
 from reasoner.types import Completion, SamplingParams
 from rollouts.laps import Laps
+from rollouts.naming import actor_name
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
 from rollouts.process import die_with_parent, redirect_output
 from rollouts.vllm_core import ServerConfig, set_environment, start_core, stop_token_ids
@@ -295,6 +296,7 @@ def start_server(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()  # a restarted server goes on writing where the dead one stopped
     actor_class = ray.remote(VLLMServer).options(
+        **actor_name(log_dir, name),
         max_concurrency=10_000,
         num_cpus=num_cpus,
         num_gpus=gpus_of(config),
