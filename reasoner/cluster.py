@@ -122,11 +122,14 @@ class Processes:
         return f"the learner is pending (the cluster has room for {min(room, ranks)} of its {ranks} ranks)"
 
     def sleep_servers(self) -> None:
-        """Colocated on a GPU: servers give their memory back while the learner works."""
+        """Colocated on a GPU: servers give their memory back while the learner works, and one that is lost
+        meanwhile is started anew only when they wake up."""
+        self.servers.held = True
         self._all_servers("go to sleep", lambda actor: actor.sleep.remote())
 
     def wake_servers(self) -> None:
         self._all_servers("wake up", lambda actor: actor.wake_up.remote())
+        self.servers.held = False
 
     def _all_servers(self, what: str, call: Callable[[Any], Any]) -> None:
         """Our own that serve; one that dies of it is started anew. Raises ServerError when one is not done in
