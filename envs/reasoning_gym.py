@@ -27,6 +27,7 @@ from verifiers.reasoning_gym import CHUNK, KEY, generator, package
 HELD_OUT_ONE_IN = 4  # few draws are wasted on finding held-out problems: some generators are slow
 _REDRAWS = 64  # positions tried for one that is not held out
 _DRAWS_A_TASK = 4 * HELD_OUT_ONE_IN  # of a split, after which a generator counts as exhausted
+_DRAWS_LEAST = 64 * HELD_OUT_ONE_IN  # of a small split: of 16 draws in a row, none is held out once in 100
 #: Where a generator without one right answer keeps an example of one, in its metadata.
 _EXAMPLES = {
     "graph_color": "possible_answer",
@@ -106,7 +107,7 @@ class ReasoningGymTasks(SingleTurnTasks):
         if name == "ood" and (not self.levels or above >= max_levels(self.generator)):
             return []
         found: dict[Any, Task] = {}
-        for index in range(_DRAWS_A_TASK * n):
+        for index in range(max(_DRAWS_A_TASK * n, _DRAWS_LEAST if n else 0)):
             level = self._level(index) if name == "held_out" else above
             task = self._draw(name, index, 0, level)
             if name == "ood" or held_out(task.prompt):

@@ -26,6 +26,7 @@ from reasoner.servers import on_gpu
 from rollouts.dispatch import Dispatcher
 from rollouts.fleet import Fleet, Replica, State
 from rollouts.gone import PROCESS_GONE
+from rollouts.naming import actor_name
 from rollouts.sampler import RaySampler
 from rollouts.server import ServerStats
 
@@ -62,7 +63,10 @@ class Processes:
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(self.config.learner.threads)}},
         )(LearnerActor)
         self.learner, *self.learner_peers = [
-            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(place, rank)).remote()
+            actor.options(
+                **actor_name(self.log_dir, f"learner-{rank}" if rank else "learner"),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(place, rank),
+            ).remote()
             for rank in range(self.config.learner.ranks)
         ]
         self.learner_place = place
@@ -92,11 +96,14 @@ class Processes:
         return f"the learner is pending (the cluster has room for {min(room, ranks)} of its {ranks} ranks)"
 
     def sleep_servers(self) -> None:
-        """Colocated on a GPU: servers give their memory back while the learner works."""
+        """Colocated on a GPU: servers give their memory back while the learner works, and one that is lost
+        meanwhile is started anew only when they wake up."""
+        self.servers.held = True
         self._all_servers("go to sleep", lambda actor: actor.sleep.remote())
 
     def wake_servers(self) -> None:
         self._all_servers("wake up", lambda actor: actor.wake_up.remote())
+        self.servers.held = False
 
     def _all_servers(self, what: str, call: Callable[[Any], Any]) -> None:
         """Our own that serve; one that dies of it is started anew. Raises ServerError when one is not done in

@@ -14,7 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ from reasoner.errors import BrokenPolicyError, ReasonerError, UsageError
 from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise, verifier_failed
 from reasoner.journal import Journal
 from reasoner.learner_client import LearnerClient
-from reasoner.logs import log_file
+from reasoner.logs import at_step, log_file
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.recording import Recorder, StepOutcome, Update
-from reasoner.redo import finished_steps
+from reasoner.redo import finished_steps, last_finished_step
 from reasoner.run import Run, config_at, config_files, lacks_evaluation, never_began, prepare
 from reasoner.stall import StallWatch
 from reasoner.stream import TaskStream
@@ -140,10 +140,19 @@ def _explained(error: BaseException, run: Run) -> BaseException:
 
 
 def _advice(error: BaseException, run: Run) -> str:
-    if CheckpointStore(run.path).latest() is None:
+    """What is safe, and how to go on; nothing before the first checkpoint."""
+    latest = CheckpointStore(run.path).latest()
+    if latest is None:
         return ""
-    saved = "The last checkpoint stands" if isinstance(error, BrokenPolicyError) else "The run is saved"
-    return f"{saved}. Continue with: reasoner train --resume {run.path}"
+    saved = done = int(latest.name.removeprefix("step_"))
+    with suppress(OSError, ReasonerError):  # a full disk: what had ended the run is to be said
+        done = last_finished_step(run.path, saved)
+    safe = f"Step {saved} is saved"
+    if isinstance(error, BrokenPolicyError):
+        safe = f"The checkpoint of step {saved} stands"
+    elif done > saved:
+        safe = f"Everything up to step {done} is in the checkpoint of step {saved} and the journal"
+    return f"{safe}. Continue with: reasoner train --resume {run.path}"
 
 
 class Loop:
@@ -202,6 +211,7 @@ class Loop:
     # ------------------------------------------------------------------ the path, in order
 
     def run(self) -> None:
+        at_step(self.progress.step)
         try:
             values = self.learner.fingerprint()
             fingerprint.record(self.run_.path, self.progress.step, values)
@@ -244,6 +254,7 @@ class Loop:
 
     def step(self) -> None:
         """One training step: collect a batch, update on it, and give the new weights to the servers."""
+        at_step(self.progress.step + 1)
         with self.timeline.measure("rollout"):
             self._pump(until=lambda: self.queue.batch_ready)
         groups, stale = self.queue.take_batch()

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -164,16 +165,17 @@ def vllm_trainer(
             return ((weight.name, weight.merged()) for weight in weights)
 
     world_sizes = [control.world_size() for control in controls]
-    if backend == "ipc":
-        init_info: Any = IPCTrainerInitInfo(rank=rank)
-    else:
-        address, port = _rendezvous()
-        init_info = NCCLTrainerInitInfo(
-            master_address=address, master_port=port, world_size=1 + sum(world_sizes), rank=rank
+    with ExitStack() as meeting:
+        if backend == "ipc":
+            init_info: Any = IPCTrainerInitInfo(rank=rank)
+        else:
+            address, port = meeting.enter_context(_rendezvous())
+            init_info = NCCLTrainerInitInfo(
+                master_address=address, master_port=port, world_size=1 + sum(world_sizes), rank=rank
+            )
+        engine = WeightTransferTrainerFactory.trainer_init(
+            init_info, client=_FanOutClient(controls, world_sizes), source=Exported()
         )
-    engine = WeightTransferTrainerFactory.trainer_init(
-        init_info, client=_FanOutClient(controls, world_sizes), source=Exported()
-    )
     return _VLLMTrainer(engine, sum(w.base.numel() * w.base.element_size() for w in weights))
 
 
@@ -198,7 +200,14 @@ def _nameless_file(size: int) -> int:
     return descriptor
 
 
-def _rendezvous() -> tuple[str, int]:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return socket.gethostbyname(socket.gethostname()), probe.getsockname()[1]
+@contextmanager
+def _rendezvous() -> Iterator[tuple[str, int]]:
+    """This machine's address and a port for vLLM's store, which nobody else gets within the block.
+
+    vLLM's trainer takes no socket that listens already. So the port is held by one that is bound and does not
+    listen: Linux lets a second one bind it and listen if both have SO_REUSEADDR, as the one of vLLM has."""
+    host = socket.gethostbyname(socket.gethostname())
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((host, 0))
+        yield host, held.getsockname()[1]

@@ -103,7 +103,8 @@ class Fleet:
     what: their name in messages. needs_sync: they hold weights that must be brought up to date before they
     serve. start_s: how long a start may take. tell: gets one line for the user when something happens.
     restarts: what fails is started anew; before that is switched on it waits, unless all that the cluster has
-    room for have failed: then no restart would help, and that is an error.
+    room for have failed: then no restart would help, and that is an error. held: nothing is started for now,
+    since somebody else has the place (a colocated learner); what fails meanwhile is started anew afterwards.
     """
 
     launchers: Sequence[Launcher]
@@ -112,6 +113,7 @@ class Fleet:
     start_s: float = 300.0
     tell: Callable[[str], None] = lambda text: None
     restarts: bool = False
+    held: bool = False
     clock: Callable[[], float] = time.monotonic
     replicas: list[Replica] = field(init=False)
 
@@ -224,7 +226,7 @@ class Fleet:
         if replica.state is State.GONE:
             return
         if replica.state is State.DEAD:
-            wanted = self.restarts or not replica.generation
+            wanted = not self.held and (self.restarts or not replica.generation)
             if wanted and now - replica.since >= BACKOFF_S[min(replica.failures, len(BACKOFF_S)) - 1]:
                 self._start(replica)
             return
@@ -290,7 +292,7 @@ class Fleet:
     def _watch_darkness(self) -> None:
         """Says what is being waited for while nothing serves, and for how long that may last."""
         now = self.clock()
-        if self.in_state(State.SERVING, State.SYNCING):  # a sync has a deadline of its own
+        if self.held or self.in_state(State.SERVING, State.SYNCING):  # a sync has a deadline of its own
             self._dark_since = None
             return
         if self._dark_since is None:

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from reasoner.errors import ServerLost
 from rollouts.fleet import MAX_FAILURES
 from rollouts.gone import PROCESS_GONE
+from rollouts.naming import actor_name
 from rollouts.sampler import HTTPSampler, RaySampler, own_error
 from rollouts.server import ServerConfig, gpus_of, log_path, log_tail, start_server
 
@@ -103,7 +104,8 @@ class WorkerLauncher:
 
     def start(self) -> WorkerHandle:
         options = {"num_cpus": 0, "max_concurrency": 1000, "scheduling_strategy": "SPREAD"}
-        actor = ray.remote(**options)(self._class).remote()
+        name = actor_name(self._log.parent, self.name)
+        actor = ray.remote(**options)(self._class).options(**name).remote()
         return WorkerHandle(actor, actor.setup.remote(*self._setup, self._log))
 
     def placed(self) -> bool:

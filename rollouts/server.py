@@ -22,8 +22,10 @@ import numpy as np
 import ray
 
 from reasoner.errors import ServerError, ServerLost, UsageError
+from reasoner.logs import log_to
 from reasoner.types import Completion, SamplingParams
 from rollouts.laps import Laps
+from rollouts.naming import actor_name
 from rollouts.packing import PackedCompletions, PackedSequences, pack_completions
 from rollouts.process import die_with_parent, redirect_output
 from rollouts.vllm_core import ServerConfig, set_environment, start_core, stop_token_ids
@@ -54,6 +56,7 @@ class VLLMServer:
         started = time.perf_counter()
         if log_path is not None:
             redirect_output(Path(log_path))
+            log_to(Path(log_path))
         set_environment(config)
         die_with_parent()
         gc.disable()  # imports make objects by the million and hardly any garbage
@@ -282,7 +285,7 @@ def start_server(
     wait: bool = True,
     timeout_s: float = 180.0,
 ) -> ray.actor.ActorHandle:
-    """Start one replica; its output goes to `log_dir/server_NAME.log`.
+    """Start one replica; its output goes to `log_dir/server_NAME.log`, its records to `.jsonl` beside it too.
 
     With `wait=False` it returns at once: call `wait_until_ready` later, and do other slow things between.
     `scheduling_strategy` is Ray's, e.g. a placement group.
@@ -293,6 +296,7 @@ def start_server(
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()  # a restarted server goes on writing where the dead one stopped
     actor_class = ray.remote(VLLMServer).options(
+        **actor_name(log_dir, name),
         max_concurrency=10_000,
         num_cpus=num_cpus,
         num_gpus=gpus_of(config),

@@ -34,6 +34,7 @@ from reasoner.evaluation.summary import (
     split_summary,
     unpaired_difference,
 )
+from reasoner.logs import log_file
 from reasoner.run import is_run, provenance, reopen
 from verifiers import VerifierPool
 
@@ -145,8 +146,9 @@ async def _generator(plan: Plan, store: EvalStore, say: Callable[[str], None]) -
     say(f"starting vLLM with {plan.name} …")
     logs = plan.directory / "logs"
     config = plan.config.model_copy(update={"seed": _server_seed(plan, store)})
-    async with local_generator(config, plan.model, plan.source, plan.template, logs, say) as generator:
-        yield generator
+    with log_file(logs / "driver.log"):
+        async with local_generator(config, plan.model, plan.source, plan.template, logs, say) as generator:
+            yield generator
 
 
 def _broke(sample: Sample) -> bool:

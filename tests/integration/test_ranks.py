@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import numpy as np
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from reasoner.learner import Learner, LearnerConfig
 from reasoner.ranks import Ranks, full, meeting_point
-from reasoner.weight_channel import GatherOnly, SharedMemoryChannel
+from reasoner.weight_channel import GatherOnly, SharedMemoryChannel, _rendezvous
 
 pytestmark = pytest.mark.slow
 
@@ -176,3 +178,16 @@ def test_servers_get_whole_weights_and_the_probe_its_scores(ranks_did):
     for seed, scored in enumerate(scores):
         for a, b in zip(scored, one.score(token_ids(seed)), strict=True):
             np.testing.assert_allclose(a.numpy(), b, atol=1e-5)
+
+
+def test_vllms_store_listens_on_a_port_that_was_held_for_it():
+    """Where the NCCL transfer meets; NCCL itself needs GPUs."""
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    with ThreadPoolExecutor(1) as beside, _rendezvous() as (host, port):
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind((host, port))
+        server = beside.submit(StatelessProcessGroup.create, host, port, 1, 2)
+        trainer = StatelessProcessGroup.create(host, port, 0, 2)
+    server.result(timeout=60).send_obj("still there", dst=0)
+    assert trainer.recv_obj(src=1) == "still there", "also when the port is not held any more"

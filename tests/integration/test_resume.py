@@ -175,15 +175,19 @@ def test_a_run_whose_time_runs_out_between_two_steps_is_evaluated(folder, monkey
     assert [line["step"] for line in lines if "eval" in line] == [0, 2] and lines[-1]["step"] == 2
 
 
-@pytest.mark.parametrize(("method", "saved"), [("_tell_of_idleness", 2), ("_update", 0)])
-def test_a_bug_leaves_a_run_that_goes_on_and_says_how(whole, folder, monkeypatch, method, saved):
+BETWEEN = ("_tell_of_idleness", 2, "Step 2 is saved")
+INSIDE = ("_update", 0, "Everything up to step 2 is in the checkpoint of step 0 and the journal")
+
+
+@pytest.mark.parametrize(("method", "saved", "safe"), [BETWEEN, INSIDE])
+def test_a_bug_leaves_a_run_that_goes_on_and_says_how(whole, folder, monkeypatch, method, saved, safe):
     """Between two steps all is saved; in the middle of one the last checkpoint and the journal have it."""
     run = folder / f"bug-in{method}"
     begun = config(folder, run.name, STEPS).model_copy(update={"checkpoint": CheckpointConfig(every=0)})
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError) as caught:
         die_in(patch, method, 2, lambda: 1 / 0)
         training.train(begun)
-    assert caught.value.__notes__ == [f"The run is saved. Continue with: reasoner train --resume {run}"]
+    assert caught.value.__notes__ == [f"{safe}. Continue with: reasoner train --resume {run}"]
     assert CheckpointStore(run).latest().name == f"step_{saved:06d}"
     training.train(reopen(run, {})[1], resume=run)
     check_it_is_the_same(run, whole)

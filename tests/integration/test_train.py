@@ -85,6 +85,11 @@ def leftovers(marker):
     return found
 
 
+def records(logs):
+    """What the processes have logged, as a machine reads it."""
+    return [json.loads(line) for file in sorted(logs.glob("*.jsonl")) for line in file.open()]
+
+
 def test_a_run_keeps_the_contract_and_resumes(tmp_path):
     done = run("train", "--name=r", "--steps=2", *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -105,6 +110,11 @@ def test_a_run_keeps_the_contract_and_resumes(tmp_path):
     assert (path / "config.toml").is_file()
     assert "<html" in (path / "report.html").read_text()
     assert list((path / "rollouts").iterdir())
+    kinds = {"driver": "driver", "learner": "learner", "worker_0": "worker", "server_server-0": "server"}
+    logged = records(path / "logs")
+    assert {record["process"]: record["kind"] for record in logged} == kinds
+    assert {file.stem for file in (path / "logs").glob("*.log")} == kinds.keys()
+    assert len({record["pid"] for record in logged}) == 4 and {r["level"] for r in logged} == {"INFO"}
 
     more = run("train", "--resume", str(path), "--steps=7", cwd=tmp_path)
     assert more.returncode == 0, more.stdout + more.stderr
@@ -127,6 +137,8 @@ def test_a_run_keeps_the_contract_and_resumes(tmp_path):
     split = json.loads((tmp_path / "eval.json").read_text())["splits"]["held_out"]
     assert (split["problems"], split["samples"]) == (8, 2), "problems are the run's, samples the option's"
     assert split.keys() >= {"pass@k", "ci95", "flops_per_sample", "flops_per_correct", "self_corrected_rate"}
+    (logs,) = (path / "eval").glob("*/logs")
+    assert {record["kind"] for record in records(logs)} == {"driver", "server"}
 
     exported = run("export", str(path), "--checkpoint=6", "--out=served-model", cwd=tmp_path)
     assert exported.returncode == 0, exported.stdout + exported.stderr
@@ -221,6 +233,9 @@ def test_a_verifier_that_raises_stops_saved_with_its_message(tmp_path):
     done = run("train", *flags, cwd=tmp_path)
     assert done.returncode == 1
     assert "no such luck" in done.stderr and "Traceback" not in done.stderr
+    (failed,) = (r for r in records(tmp_path / "runs" / "v" / "logs") if r["level"] == "ERROR")
+    assert (failed["process"], failed["step"]) == ("driver", 0), "it is found out as step 0 is evaluated"
+    assert failed["traceback"].startswith("Traceback") and "no such luck" in failed["traceback"]
     (tmp_path / "broken.py").write_text("def check(completion, task):\n    return len(completion) < 12\n")
     more = run("train", "--resume", "runs/v", "--steps=1", cwd=tmp_path)
     assert more.returncode == 0, more.stdout + more.stderr

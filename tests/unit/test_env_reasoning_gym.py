@@ -70,6 +70,16 @@ def test_levels_are_the_generators_curriculum():
     assert load_tasks("rg:chain_sum").split("ood", 3) == []
 
 
+@pytest.mark.parametrize("name", ["maze", "simple_equations"])
+def test_a_split_of_one_is_one(name):
+    """None of their first 16 draws is held out."""
+    assert (
+        load_tasks(f"rg:{name}").split("held_out", 1)
+        == load_tasks(f"rg:{name}").split("held_out", 3)[:1]
+        != []
+    )
+
+
 def test_a_generator_with_few_problems_gives_as_many_as_it_has():
     assert 0 < len(load_tasks("rg:coin_flip").split("held_out", 500)) < 500
 

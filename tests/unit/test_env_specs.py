@@ -1,7 +1,7 @@
 """Specs on the command line, and mixtures: exact shares, gapless member streams, one verifier a task."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -121,6 +121,19 @@ def test_splits_are_mixed_too_and_smaller_ones_begin_larger_ones():
     assert len(mixture.split("held_out", 40)) == 4, "there are no more"
     same = Mixture(mixture.sources, mixture.weights, mixture.labels, seed=2)
     assert same.split("held_out", 4)[:2] == mixture.split("held_out", 2)
+
+
+def test_a_member_without_more_leaves_its_places_to_the_others():
+    arithmetic = ArithmeticTasks()
+    mixture = Mixture((Counted("a"), arithmetic, Counted("b")), (1.0, 1.0, 2.0), ("a", "x", "b"))
+    for n in (1, 4, 5, 30):
+        assert len(mixture.split("held_out", n)) == n
+    tasks = mixture.split("held_out", 30)
+    own = [replace(t, id=f"1:{t.id}", metadata={"source": 1}) for t in arithmetic.split("held_out", 26)]
+    assert [t for t in tasks if t.metadata["source"] == 1] == own
+    assert Counter(t.family for t in tasks if t.metadata["source"] != 1) == {"a": 2, "b": 2}
+    for n in range(30):
+        assert mixture.split("held_out", n) == tasks[:n]
 
 
 def test_each_task_is_judged_by_the_verifier_it_names():

@@ -187,6 +187,23 @@ def test_a_lost_server_is_killed_restarted_and_refitted_before_it_serves(world):
     assert any("s0 is lost, it is started anew: died" in line for line in w.told)
 
 
+def test_what_is_lost_while_starts_are_held_is_started_afterwards(world):
+    """A colocated learner has the GPU: two servers lost meanwhile, for longer than darkness may last."""
+    w = world(start_s=10.0)
+    w.settle()
+    w.fleet.held = True
+    for launcher in w.launchers:
+        launcher.handles[0].error = ServerLost("killed as it slept")
+    w.settle(HEARTBEAT_S)
+    assert w.states() == ["dead", "dead"]
+    w.settle(100.0)
+    assert [len(launcher.handles) for launcher in w.launchers] == [1, 1]
+    w.fleet.held = False
+    w.settle()
+    assert [len(launcher.handles) for launcher in w.launchers] == [2, 2]
+    assert w.states() == ["serving", "serving"]
+
+
 def test_no_answer_first_means_no_new_requests_then_death(world):
     w = world(needs_sync=True)
     w.settle()

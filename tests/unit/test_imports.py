@@ -16,7 +16,7 @@ from reasoner.types import SyncReport, UpdateResult
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("reasoner", "verifiers", "envs", "rollouts")
-SHARED = {"reasoner.types", "reasoner.errors", "reasoner.plugins"}
+SHARED = {"reasoner.types", "reasoner.errors", "reasoner.plugins", "reasoner.logs"}
 HEAVY = ("torch", "ray", "vllm", "transformers")
 # What the modules of a package may import of ours beside SHARED.
 ALLOWED = {

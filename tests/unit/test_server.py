@@ -8,6 +8,7 @@ import pytest
 
 from reasoner.errors import UsageError
 from rollouts import server, vllm_core
+from rollouts.naming import actor_name
 from rollouts.server import ServerConfig, log_tail
 
 
@@ -33,6 +34,12 @@ def test_missing_model_directory_is_named_before_anything_starts(tmp_path):
 
 def test_a_hub_name_is_left_to_vllm():
     server._check_model("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+def test_an_actor_is_named_after_its_run_and_never_waits_for_a_name_to_be_free(tmp_path):
+    first, again = (actor_name(tmp_path / "mine" / "logs", "server-0") for _ in range(2))
+    assert first["name"] == again["name"] == "mine/server-0"
+    assert first["namespace"] != again["namespace"]
 
 
 def test_log_tail(tmp_path):
