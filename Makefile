@@ -94,6 +94,7 @@ bench-estimators: install ## pass@k, maj@k and the others for 10,000 problems ×
 bench: smollm2 bench-quick bench-verifier bench-estimators ## every benchmark that ends within the hour
 	$(PY) -m benchmarks.trl_learner
 	$(PY) -m benchmarks.trl_step --pairs 5
+	$(PY) -m benchmarks.shared_prompts
 	$(PY) -m benchmarks.learner_memory
 	$(PY) -m benchmarks.learner_gemm
 	$(PY) -m benchmarks.learner_profile

@@ -9,7 +9,9 @@ turn, `--repeats` times:
 - `sync`: synchronous, both cores for whoever's turn it is: two servers of one thread, two learner threads.
 
 `async_vs_ideal` = max(T_generate, T_learn) / T_async: the speed-up over taking turns on single cores, divided
-by the ideal one, (T_generate + T_learn) / max(T_generate, T_learn). `async_vs_sync` = T_sync / T_async.
+by the ideal one, (T_generate + T_learn) / max(T_generate, T_learn). It can exceed 1: T_generate has the end
+of a step, in which few completions are left; an asynchronous server has begun the next ones by then.
+`async_vs_sync` = T_sync / T_async.
 `slower_side_busy_share`: the larger of the shares of T_async in which the learner, or the server's engine, is
 at work. All T are means over steps after `WARM_UP`; T_async and T_sync are from step to step.
 
@@ -63,7 +65,7 @@ def train(directory: Path, steps: int, *flags: str) -> Path:
 def steps_of(kind: str, policy: Path, steps: int, extra: list[str]) -> list[dict[str, Any]]:
     """The metrics lines, after the warm-up, of one run."""
     with tempfile.TemporaryDirectory() as directory:
-        flags = [f"--model={policy}", HELD_STILL, *RUNS[kind], *extra]
+        flags = [*RUNS[kind], *extra, f"--model={policy}", HELD_STILL]
         run = train(Path(directory), steps + WARM_UP + 1, *flags)
         lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines][1 + WARM_UP : -1]  # the last step evaluates

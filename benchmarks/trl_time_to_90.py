@@ -117,7 +117,7 @@ def finished(steps: Sequence[Step], total: int) -> bool:
 def our_run(seed: int, args: argparse.Namespace, total: int) -> list[Step]:
     """Our run of a seed, gone on with unless it is finished; its steps as they count."""
     staleness, threads = args.staleness, args.threads
-    name = f"ours_seed{seed}" + (f"_staleness{staleness}" if staleness else "")
+    name = f"ours_seed{seed}" + (f"_staleness{staleness}_keep_kv" if staleness else "")
     flags = [f"--seed={seed}", f"--eval.every={EVAL_EVERY}", f"--checkpoint.every={EVAL_EVERY}"]
     if staleness:
         threads = max(1, threads // 2)

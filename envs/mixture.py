@@ -66,23 +66,23 @@ class Mixture:
         """The first `n` tasks, by weight; a member that has no more leaves its places to the others. The same
         for every seed, and a smaller set is the beginning of a larger one."""
         found: dict[int, list[Task]] = {member: [] for member in range(len(self.sources))}
-        endless = set(found)  # members that have given all they were asked for
+        full = set(found)  # members that have given all they were asked for
         while True:
             open_places = (
                 (member, position)
                 for member, position in (self._place(i, seed=0) for i in count())
-                if member in endless or position < len(found[member])
+                if member in full or position < len(found[member])
             )
-            there = n if endless else min(n, sum(map(len, found.values())))
+            there = n if full else min(n, sum(map(len, found.values())))
             places = list(islice(open_places, there))
             asked = Counter(member for member, _ in places)
             for member, wanted in asked.items():
                 if wanted > len(found[member]):
                     found[member] = self.sources[member].split(name, wanted)
-            short = {member for member in endless if len(found[member]) < asked[member]}
+            short = {member for member in full if len(found[member]) < asked[member]}
             if not short:
                 return [self._labelled(member, found[member][position]) for member, position in places]
-            endless -= short
+            full -= short
 
     def _labelled(self, member: int, task: Task) -> Task:
         return replace(task, id=f"{member}:{task.id}", metadata={**task.metadata, self._key: member})

@@ -19,6 +19,9 @@ from reasoner.types import Group, Rollout, TrainBatch
 
 Aggregation = Literal["token", "sequence", "prompt", "constant"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("token", "sequence", "prompt", "constant")
+#: Repeated prompt tokens of all tokens from which on micro-batches keep groups together: below, what a prompt
+#: computed once saves is less than attention over more distinct lengths costs.
+REPEATED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -172,16 +175,16 @@ def split_micro_batches(batch: TrainBatch, max_tokens: int, at_least: int = 1) -
     """Parts of at most `max_tokens` tokens and of like token counts, each sorted by length; about `at_least`
     of them.
 
-    A group stays together as far as the counts allow: its prompt is then computed once. Groups of like length
-    share a part, so that attention runs over few distinct lengths. A rollout longer than `max_tokens` is a
-    part of its own: rollouts are never cut.
+    Neighbours in length share a part, so that attention runs over few distinct lengths. Where prompts are
+    much of the batch, groups stay together as far as the counts allow: a part computes a prompt once. A
+    rollout longer than `max_tokens` is a part of its own: rollouts are never cut.
     """
     if max_tokens < 1:
         raise UsageError(f"micro_batch_tokens must be at least 1, not {max_tokens}")
     lengths = np.diff(batch.cu_seqlens)
     parts: list[list[int]] = [[]]
     tokens, left = 0, batch.num_tokens  # of this part; of this part and those to come
-    for i in _by_group(batch.group, lengths):
+    for i in _order(batch, lengths):
         length = int(lengths[i])
         target = left / max(math.ceil(left / max_tokens), at_least - len(parts) + 1)
         if parts[-1] and (tokens + length > max_tokens or tokens + length / 2 > target):
@@ -193,13 +196,29 @@ def split_micro_batches(batch: TrainBatch, max_tokens: int, at_least: int = 1) -
     return [select_rollouts(batch, np.array(sorted(part, key=lengths.__getitem__))) for part in parts]
 
 
-def _by_group(group_of: np.ndarray | None, lengths: np.ndarray) -> np.ndarray:
-    """(R,) rollouts by the mean length of their group, group by group; by their own if groups are unknown."""
-    if group_of is None:
+def prompts_of(batch: TrainBatch) -> list[np.ndarray]:
+    """R arrays: the tokens before each rollout's first action; none of a rollout without actions."""
+    actions = np.append(np.flatnonzero(batch.action_mask), batch.num_tokens)
+    starts, stops = batch.cu_seqlens[:-1], batch.cu_seqlens[1:]
+    first = actions[np.searchsorted(actions, starts)]  # (R,) of this rollout or of a later one
+    ends = np.where(first < stops, first, starts)
+    return [batch.token_ids[a:b] for a, b in zip(starts, ends, strict=True)]
+
+
+def _order(batch: TrainBatch, lengths: np.ndarray) -> np.ndarray:
+    """(R,) rollouts by length; where prompts are much of the batch, groups by their mean length."""
+    if batch.group is None or _repeated_share(batch) < REPEATED_SHARE:
         return np.argsort(lengths, kind="stable")
-    _, group = np.unique(group_of, return_inverse=True)
+    _, group = np.unique(batch.group, return_inverse=True)
     mean = np.bincount(group, weights=lengths) / np.bincount(group)
     return np.lexsort((lengths, group, mean[group]))
+
+
+def _repeated_share(batch: TrainBatch) -> float:
+    """The share of a batch's tokens that belong to prompts which an earlier rollout has too."""
+    prompts = prompts_of(batch)
+    once = {prompt.tobytes(): len(prompt) for prompt in prompts}
+    return (sum(map(len, prompts)) - sum(once.values())) / max(1, batch.num_tokens)
 
 
 def select_rollouts(batch: TrainBatch, rollouts: np.ndarray) -> BatchPart:

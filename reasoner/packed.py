@@ -60,8 +60,9 @@ class PackedLayout:
     source: Tensor | None  # (S,) place of each slot; any valid one where a slot is padding
     own: Tensor | None  # (M,) the slot of each place, in the rollout that it is computed for
     shared: Tensor | None  # (E,) slots of tokens that are computed for another rollout
+    shared_places: Tensor | None  # (E,) where they are computed
     position_ids: Tensor  # (1, M) within the rollout
-    cu_seqlens: Tensor  # (R + 1,) int32, of the sorted rollouts
+    cu_seqlens: Tensor  # (R + 1,) int32, of the sorted rollouts, each of them whole
     max_length: int
 
 
@@ -104,6 +105,7 @@ def plan_layout(
         source=tensor(source, spread),
         own=tensor(slots[~borrowed], spread),
         shared=tensor(slots[borrowed], bool(borrowed.any())),
+        shared_places=tensor(places[borrowed], bool(borrowed.any())),
         position_ids=torch.from_numpy(offsets[~borrowed]).to(device)[None],
         cu_seqlens=torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device),
         max_length=int(lengths[-1]),
@@ -140,11 +142,12 @@ def _cut_by_length(lengths: np.ndarray) -> list[int]:
 
 class _ToSlots(torch.autograd.Function):
     """(M, H, D) tokens -> (S, H, D) slots. Padded slots get no gradient (their queries are dropped, their
-    keys never looked at), so the backward pass gathers; only what is shared is added up."""
+    keys never looked at), so the backward pass gathers; only the keys and values of shared tokens are added
+    up (`adds`), in fp32: over a group they nearly cancel. Their repeated queries are dropped, too."""
 
     @staticmethod
-    def forward(ctx, tokens: Tensor, layout: PackedLayout) -> Tensor:
-        ctx.layout = layout
+    def forward(ctx, tokens: Tensor, layout: PackedLayout, adds: bool) -> Tensor:
+        ctx.layout, ctx.adds = layout, adds and layout.shared is not None
         return tokens.index_select(0, layout.source)
 
     @staticmethod
@@ -152,9 +155,10 @@ class _ToSlots(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         layout = ctx.layout
         own = grad.index_select(0, layout.own)
-        if layout.shared is not None:
-            own.index_add_(0, layout.source[layout.shared], grad.index_select(0, layout.shared))
-        return own, None
+        if ctx.adds:
+            shared = grad.index_select(0, layout.shared).float()
+            own = own.float().index_add_(0, layout.shared_places, shared).to(grad.dtype)
+        return own, None, None
 
 
 class _FromSlots(torch.autograd.Function):
@@ -197,7 +201,11 @@ def packed_attention(
     # On a CPU the backward pass of bf16 attention is an order of magnitude slower than that of fp32.
     dtype = torch.float32 if query.device.type == "cpu" else query.dtype
     tokens = [x[0].transpose(0, 1).to(dtype) for x in (query, key, value)]  # (M, H, D) each
-    slots = [_ToSlots.apply(x, packed_layout) if spread else x for x in tokens]  # (S, H, D) each
+    slots = tokens  # (S, H, D) each
+    if spread:
+        q, *keys_values = tokens
+        shared = [_ToSlots.apply(x, packed_layout, True) for x in keys_values]
+        slots = [_ToSlots.apply(q, packed_layout, False), *shared]
     with torch.autocast(query.device.type, enabled=False):
         outputs = [
             _attend(bucket, q, k, v, scaling, sliding_window)

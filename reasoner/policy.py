@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reasoner.batch import prompts_of
 from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
 from reasoner.kernels import use_lean_kernels
@@ -33,6 +34,10 @@ TOKENIZER_FILES = (
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+#: What may mix the tokens of packed rollouts; a recurrent layer would run from one rollout into the next.
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
 class Policy(nn.Module):
     """A model at a temperature. One forward from tokens to logprobs, the output head included, so that a
     sharded model has one root whose parameters are all gathered while it runs."""
@@ -53,7 +58,7 @@ class Policy(nn.Module):
         token_ids = torch.from_numpy(batch.token_ids).to(self.device)
         bf16 = self.dtype == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-            hidden = packed_hidden(self.model, token_ids, batch.cu_seqlens, batch.prompts())
+            hidden = packed_hidden(self.model, token_ids, batch.cu_seqlens, prompts_of(batch))
         return token_logprobs(
             hidden,
             self.model.get_output_embeddings().weight,
@@ -75,13 +80,17 @@ def choose_attention(device: torch.device, dtype: str) -> str:
 def load_model(path: str | Path, device: torch.device, attention: str = ATTENTION_NAME) -> nn.Module:
     """A causal language model in fp32 with the given attention, in evaluation mode and without dropout.
 
-    Raises `UsageError` for a model whose logits are more than a product of hidden states and output head.
+    Raises `UsageError` for a model whose logits are more than a product of hidden states and output head, or
+    whose layers mix tokens otherwise than by full or sliding attention.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention, dtype=torch.float32)
+    others = set(getattr(model.config, "layer_types", None) or ()) - set(LAYER_TYPES)
+    if others:
+        raise UsageError(f"model {path}: not supported by the learner: layers of {', '.join(sorted(others))}")
     head = model.get_output_embeddings()
     scales = {name: getattr(model.config, name, None) for name in LOGIT_CHANGES}
     changed = [f"{name}={value}" for name, value in scales.items() if value not in (None, 1, 1.0)]

@@ -34,6 +34,7 @@ from reasoner.journal import Journal
 from reasoner.learner_client import LearnerClient
 from reasoner.logs import at_step, log_file
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
+from reasoner.processes import Processes
 from reasoner.recording import Recorder, StepOutcome, Update
 from reasoner.redo import finished_steps, last_finished_step
 from reasoner.run import Run, config_at, config_files, lacks_evaluation, never_began, prepare
@@ -161,7 +162,7 @@ class Loop:
     def __init__(
         self,
         run: Run,
-        processes: cluster.Processes,
+        processes: Processes,
         display: Display,
         check_stop: Callable[[], None],
         telemetry: Telemetry,
@@ -235,7 +236,7 @@ class Loop:
         except BrokenPolicyError:
             raise  # there is nothing to save
         except Exception:  # also what nobody expected, such as a bug in an estimator of the user
-            log.exception("step %d failed", self.progress.step + 1)  # the traceback is for logs/driver.log
+            log.exception("failed after step %d", self.progress.step)  # the traceback is for logs/driver.log
             self._save_if_possible()
             raise
         finally:

@@ -184,14 +184,6 @@ class TrainBatch:
     def num_action_tokens(self) -> int:
         return int(self.action_mask.sum())
 
-    def prompts(self) -> list[np.ndarray]:
-        """R arrays: the tokens before each rollout's first action; none of a rollout without actions."""
-        actions = np.append(np.flatnonzero(self.action_mask), self.num_tokens)
-        starts, stops = self.cu_seqlens[:-1], self.cu_seqlens[1:]
-        first = actions[np.searchsorted(actions, starts)]  # (R,) of this rollout or of a later one
-        ends = np.where(first < stops, first, starts)
-        return [self.token_ids[a:b] for a, b in zip(starts, ends, strict=True)]
-
 
 @dataclass(frozen=True)
 class UpdateResult:

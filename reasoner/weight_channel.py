@@ -206,7 +206,7 @@ def _rendezvous() -> Iterator[tuple[str, int]]:
 
     vLLM's trainer takes no socket that listens already. So the port is held by one that is bound and does not
     listen: Linux lets a second one bind it and listen if both have SO_REUSEADDR, as the one of vLLM has."""
-    host = socket.gethostbyname(socket.gethostname())
+    host = ray.util.get_node_ip_address()
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind((host, 0))

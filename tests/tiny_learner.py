@@ -41,8 +41,12 @@ def learner(model_dir, **settings) -> Learner:
 
 
 def token_ids(seed: int = 0) -> list[np.ndarray]:
+    """Two rollouts a prompt."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, V, n).astype(np.int32) for n in LENGTHS]
+    ids = [rng.integers(0, V, n).astype(np.int32) for n in LENGTHS]
+    for first, second in zip(ids[::2], ids[1::2], strict=True):
+        second[:PROMPT] = first[:PROMPT]
+    return ids
 
 
 def make_batch(behaviour: list[np.ndarray], seed: int = 0) -> TrainBatch:

@@ -98,7 +98,10 @@ def _sample_and_grade(plan: Plan, store: EvalStore, bar: Progress, say: Callable
     failed = [s for split in plan.tasks for s in store.samples(split) if _broke(s) and s.key[:2] in tasks]
     if not work and not failed and not any(list(store.samples(s, graded=False)) for s in plan.tasks):
         return
-    with VerifierPool(plan.verifier, workers=processes, timeout_s=timeout_s) as pool:
+    with (
+        log_file(plan.directory / "logs" / "driver.log"),
+        VerifierPool(plan.verifier, workers=processes, timeout_s=timeout_s) as pool,
+    ):
         scorer = VerifierPool(plan.options.scorer) if plan.options.scorer else None
         try:
             grader = Grader(store, tasks, pool, scorer)
@@ -146,9 +149,8 @@ async def _generator(plan: Plan, store: EvalStore, say: Callable[[str], None]) -
     say(f"starting vLLM with {plan.name} …")
     logs = plan.directory / "logs"
     config = plan.config.model_copy(update={"seed": _server_seed(plan, store)})
-    with log_file(logs / "driver.log"):
-        async with local_generator(config, plan.model, plan.source, plan.template, logs, say) as generator:
-            yield generator
+    async with local_generator(config, plan.model, plan.source, plan.template, logs, say) as generator:
+        yield generator
 
 
 def _broke(sample: Sample) -> bool:

@@ -61,11 +61,13 @@ def head(tmp_path):
             stderr=log,
             text=True,
         )
-    said = ray.stdout.readline().split()
-    assert len(said) == 2, (tmp_path / "head.log").read_text()
-    yield said[0], f"http://{said[1]}", env
-    ray.stdin.close()
-    ray.wait(timeout=60)
+    try:
+        said = ray.stdout.readline().split()
+        assert len(said) == 2, (tmp_path / "head.log").read_text()
+        yield said[0], f"http://{said[1]}", env
+    finally:
+        ray.stdin.close()
+        ray.wait(timeout=60)
 
 
 def alive(url):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reasoner.batch import (
     build_batch,
+    prompts_of,
     rank_micro_batches,
     select_rollouts,
     split_micro_batches,
@@ -50,11 +51,11 @@ ADVANTAGES = [np.array([1.0, -1.0]), np.array([0.5, np.nan])]
 
 def test_prompts_are_what_stands_before_the_first_action():
     batch = build_batch(GROUPS, ADVANTAGES, aggregation="token")
-    assert [p.tolist() for p in batch.prompts()] == [[10, 11], [20, 21], [30]]
+    assert [p.tolist() for p in prompts_of(batch)] == [[10, 11], [20, 21], [30]]
     nothing = replace(batch, action_mask=np.zeros(batch.num_tokens, bool))
-    assert [p.tolist() for p in nothing.prompts()] == [[], [], []]
+    assert [p.tolist() for p in prompts_of(nothing)] == [[], [], []]
     middle = np.array([False] * 3 + [True] * 5 + [False, False, True])  # no action, at once, after two tokens
-    assert [p.tolist() for p in replace(batch, action_mask=middle).prompts()] == [[], [], [30, 31]]
+    assert [p.tolist() for p in prompts_of(replace(batch, action_mask=middle))] == [[], [], [30, 31]]
 
 
 def test_packing_by_hand():
