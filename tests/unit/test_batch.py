@@ -124,14 +124,21 @@ def ragged(lengths: list[int]) -> TrainBatch:
     )
 
 
+def in_groups(lengths: list[int], group: np.ndarray, prompt: int = 2) -> TrainBatch:
+    """Rollouts of a group begin with the same `prompt` tokens, as far as they are long enough."""
+    batch = ragged(lengths)
+    position = np.concatenate([np.arange(n) for n in lengths])
+    asked = position < prompt
+    tokens = np.where(asked, -1 - np.repeat(group, lengths), batch.token_ids).astype(np.int32)
+    return replace(batch, token_ids=tokens, action_mask=~asked, group=group)
+
+
 some_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=40)
 
 
 @given(some_lengths, st.integers(1, 200), st.booleans())
 def test_micro_batches_partition_the_batch(lengths, max_tokens, grouped):
-    batch = ragged(lengths)
-    if grouped:
-        batch = replace(batch, group=np.arange(len(lengths)) % 7)
+    batch = in_groups(lengths, np.arange(len(lengths)) % 7) if grouped else ragged(lengths)
     parts = split_micro_batches(batch, max_tokens)
     covered = np.concatenate([p.token_index for p in parts])
     assert sorted(covered.tolist()) == list(range(batch.num_tokens))
@@ -144,10 +151,12 @@ def test_micro_batches_partition_the_batch(lengths, max_tokens, grouped):
 
 def test_a_group_stays_together_and_groups_of_like_length_are_neighbours():
     group, lengths = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2]), [9, 4, 2, 9, 8, 2, 6, 6, 2]  # 24, 18 and 6 tokens
-    batch = replace(ragged(lengths), group=group)
-    parts = split_micro_batches(batch, 24)
+    parts = split_micro_batches(in_groups(lengths, group), 24)
     assert [p.batch.group.tolist() for p in parts] == [[2, 2, 2, 1, 1, 1], [0, 0, 0]]
     assert [np.diff(p.batch.cu_seqlens).tolist() for p in parts] == [[2, 2, 2, 4, 6, 8], [6, 9, 9]]
+    others = split_micro_batches(in_groups([n + 40 for n in lengths], group), 174)
+    found = [n for p in others for n in np.diff(p.batch.cu_seqlens).tolist()]
+    assert len(others) == 3 and found == sorted(found), "prompts are a small share: by length alone"
 
 
 def test_micro_batches_are_balanced():

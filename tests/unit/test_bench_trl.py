@@ -88,9 +88,9 @@ def test_asynchronous_runs_are_apart_and_get_nothing_from_an_evaluation(tmp_path
     our_run(0, args, 120)
     our_run(0, Namespace(**{**vars(args), "staleness": 2}), 120)
     trl_run(0, 3e-4, args, 120)
-    assert list(called) == ["ours_seed0", "ours_seed0_staleness2", "trl_seed0_lr0.0003_batch16"]
+    assert list(called) == ["ours_seed0", "ours_seed0_staleness2_keep_kv", "trl_seed0_lr0.0003_batch16"]
     assert not any("staleness" in flag for flag in called["ours_seed0"])
-    assert {"--max_staleness=2", "--server.replicas=1"} <= set(called["ours_seed0_staleness2"])
+    assert {"--max_staleness=2", "--server.replicas=1"} <= set(called["ours_seed0_staleness2_keep_kv"])
     assert "--per-device=16" in called["trl_seed0_lr0.0003_batch16"]
 
     steps = [Step(n, s, 0.5 if n % 5 == 0 else None) for n, s in enumerate([0, 1, 1, 1, 4, 4, 1, 6, 1, 4, 4])]
