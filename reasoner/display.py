@@ -85,7 +85,7 @@ class Display:
 
     def message(self, text: str) -> None:
         """Prints a line that stays, above the live panel, and in logs/driver.log too."""
-        log.info("%s", text)
+        log.warning("%s", text)
         self._console.print(text, markup=False)
 
     def update(
@@ -96,8 +96,10 @@ class Display:
         self._status = ""
         if sample is not None:
             self._sample = (sample, prompt_text)
+        line = plain_line(metrics, self._total_steps, self._seconds_left())
+        log.info("%s", line)
         if self._live is None:
-            self._console.print(plain_line(metrics, self._total_steps, self._seconds_left()), markup=False)
+            self._console.print(line, markup=False)
         else:
             self._live.refresh()
 

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
 from math import prod
@@ -34,6 +34,8 @@ SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 GENERATIVE = ("CausalLM", "LMHead", "ConditionalGeneration")
+#: What may mix the tokens of packed rollouts; a recurrent layer would run from one rollout into the next.
+LAYER_TYPES = ("full_attention", "sliding_attention")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -104,6 +106,17 @@ def inspect_model(directory: Path, name: str) -> ModelSource:
         vocab_size=_positive_int(text_config, ("vocab_size",), directory, name),
         num_parameters=num_parameters,
     )
+
+
+def check_layers(layer_types: Iterable[str] | None, name: str) -> None:
+    """UsageError for a model with layers that the learner cannot run over packed rollouts. `layer_types` are
+    those of its configuration; None where it names none: all are full attention."""
+    others = set(layer_types or ()) - set(LAYER_TYPES)
+    if others:
+        raise UsageError(
+            f"model {name}: layers of {', '.join(sorted(others))} cannot be trained here, only "
+            f"{' and '.join(LAYER_TYPES)} (`reasoner eval` takes every model that vLLM serves)"
+        )
 
 
 def latest_checkpoint(run_dir: Path) -> Path:

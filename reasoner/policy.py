@@ -14,6 +14,7 @@ from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
 from reasoner.kernels import use_lean_kernels
 from reasoner.logprobs import token_logprobs
+from reasoner.model_source import check_layers
 from reasoner.packed import ATTENTION_NAME, packed_hidden
 from reasoner.types import TrainBatch
 
@@ -32,10 +33,6 @@ TOKENIZER_FILES = (
 
 #: Config fields of models that scale or cap their logits (Cohere, Granite, Gemma 2).
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-
-
-#: What may mix the tokens of packed rollouts; a recurrent layer would run from one rollout into the next.
-LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 class Policy(nn.Module):
@@ -88,9 +85,7 @@ def load_model(path: str | Path, device: torch.device, attention: str = ATTENTIO
 
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention, dtype=torch.float32)
-    others = set(getattr(model.config, "layer_types", None) or ()) - set(LAYER_TYPES)
-    if others:
-        raise UsageError(f"model {path}: not supported by the learner: layers of {', '.join(sorted(others))}")
+    check_layers(getattr(model.config, "layer_types", None), str(path))
     head = model.get_output_embeddings()
     scales = {name: getattr(model.config, name, None) for name in LOGIT_CHANGES}
     changed = [f"{name}={value}" for name, value in scales.items() if value not in (None, 1, 1.0)]

@@ -22,7 +22,7 @@ from reasoner.durable import disk_errors, only_writer, write_atomically
 from reasoner.errors import UsageError
 from reasoner.flops import FlopCounter
 from reasoner.metrics import read_metrics
-from reasoner.model_source import BUILT_IN, ModelSource, resolve_model
+from reasoner.model_source import BUILT_IN, ModelSource, check_layers, resolve_model
 from reasoner.plugins import load_function
 from reasoner.redo import last_finished_step
 from reasoner.servers import context_tokens, with_room
@@ -90,7 +90,9 @@ def prepare(config: Config, *, verifier: Any = None, resume: str | Path | None =
         if ":" in function:
             load_function(kind, function)
     check_trackers()
-    flops = FlopCounter.from_config(json.loads((model.path / "config.json").read_text()))
+    shape = json.loads((model.path / "config.json").read_text())
+    check_layers(shape.get("layer_types"), model.name)
+    flops = FlopCounter.from_config(shape)
     _check_disk(path, model)
     if resume:
         lock = only_writer(path)

@@ -105,6 +105,7 @@ def _train(run: Run, telemetry: Telemetry) -> None:
     with ExitStack() as stack:
         stack.enter_context(display)
         stack.enter_context(log_file(run.log_dir / "driver.log"))
+        stack.enter_context(_told())
         stop_requested = stack.enter_context(StopSignals(display))
         for message in run.messages:
             display.message(message)
@@ -129,6 +130,20 @@ def _train(run: Run, telemetry: Telemetry) -> None:
         stack.callback(processes.stop)
         telemetry.watch(processes.servers, processes.workers)
         Loop(run, processes, display, check_stop, telemetry).run()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """How the block ended is in the log, too."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        log.warning("stopped")
+        raise
+    except Exception as error:
+        log.exception("the run failed: %s", error)
+        raise
+    log.info("done")
 
 
 def _explained(error: BaseException, run: Run) -> BaseException:
@@ -236,7 +251,6 @@ class Loop:
         except BrokenPolicyError:
             raise  # there is nothing to save
         except Exception:  # also what nobody expected, such as a bug in an estimator of the user
-            log.exception("failed after step %d", self.progress.step)  # the traceback is for logs/driver.log
             self._save_if_possible()
             raise
         finally:
@@ -495,6 +509,7 @@ class Loop:
         step = self.progress.step
         self.learner.saved(self.checkpoints.save(step, self.learner.write_checkpoint, state, best=best))
         self.saved_step = step
+        log.info("step %d is saved", step)
 
     def _save_if_new(self) -> None:
         if self.saved_step != self.progress.step:

@@ -313,9 +313,9 @@ class Fleet:
         )
 
     def _enter(self, replica: Replica, state: State, why: str = "") -> None:
-        log.info(
-            "%s %s: %s → %s%s", self.what, replica.name, replica.state, state, f" ({why})" if why else ""
-        )
+        level = logging.WARNING if state is State.DEAD else logging.INFO
+        names = (self.what, replica.name, replica.state, state)
+        log.log(level, "%s %s: %s → %s%s", *names, f" ({why})" if why else "")
         replica.state, replica.since = state, self.clock()
 
 

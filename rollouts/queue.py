@@ -7,8 +7,9 @@ admitted while
     trained + queued + running < (max_staleness + serving + 1) · groups_per_step
 
 where `serving` is the version that the servers have: the learner's, or one before it while a weight sync is
-under way. So at max_staleness 0 nothing runs ahead of the policy. The learner waits for a straggler rather
-than letting it grow too old: dropping what took longest would teach brevity.
+under way. So at max_staleness 0 nothing runs ahead of the policy. The learner waits for stragglers rather
+than letting them grow too old, also where there are more of them than one batch can hold: dropping what took
+longest would teach brevity.
 """
 
 from __future__ import annotations
@@ -49,11 +50,19 @@ class RolloutQueue:
 
     @property
     def batch_ready(self) -> bool:
-        """A full batch is queued, and nothing still running would be too old after the next update."""
+        """A full batch is queued, and what it leaves behind will fit into the batches to come before it is
+        too old: of every age, no more than those can hold. Else the learner waits for an older group, even
+        where younger ones have arrived that could fill the batch."""
         if len(self.queued) < self.groups_per_step:
             return False
-        oldest = min(self.running.values(), default=self.version + 1)
-        return oldest >= self.version + 1 - self.max_staleness
+        queued = [group.oldest_version for group in self.queued]
+        for ahead in range(self.max_staleness + 1):  # the last batch that groups of `oldest` may be in
+            oldest = self.version + ahead - self.max_staleness
+            here = sum(version <= oldest for version in queued)
+            coming = sum(version <= oldest for version in self.running.values())
+            if here < self.groups_per_step and coming > ahead * self.groups_per_step:
+                return False
+        return True
 
     def take_batch(self) -> tuple[list[Group], list[Group]]:
         """(groups to train on, groups dropped because they are too old: only after a resume or a failure).

@@ -114,7 +114,8 @@ def test_a_run_keeps_the_contract_and_resumes(tmp_path):
     logged = records(path / "logs")
     assert {record["process"]: record["kind"] for record in logged} == kinds
     assert {file.stem for file in (path / "logs").glob("*.log")} == kinds.keys()
-    assert len({record["pid"] for record in logged}) == 4 and {r["level"] for r in logged} == {"INFO"}
+    assert len({record["pid"] for record in logged}) == 4
+    assert {record["level"] for record in logged} <= {"INFO", "WARNING"}
 
     more = run("train", "--resume", str(path), "--steps=7", cwd=tmp_path)
     assert more.returncode == 0, more.stdout + more.stderr

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from reasoner import model_source
 from reasoner.checkpoint import CheckpointStore
 from reasoner.errors import UsageError
-from reasoner.model_source import resolve_model
+from reasoner.model_source import check_layers, resolve_model
 
 CONFIG = {"architectures": ["Qwen3ForCausalLM"], "max_position_embeddings": 512, "vocab_size": 300}
 
@@ -243,3 +243,13 @@ def test_smollm2_is_converted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert [p.name for p in found.path.parent.iterdir() if p.is_dir()] == [found.path.name]
     assert resolve_model("smollm2") == found
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("layers", [None, [], ["full_attention", "sliding_attention", "full_attention"]])
+def test_full_and_sliding_attention_can_be_trained(layers):
+    check_layers(layers, "a")
+
+
+def test_other_layers_are_refused_by_name():
+    with pytest.raises(UsageError, match="model a: layers of conv, linear_attention cannot be trained here"):
+        check_layers(["full_attention", "linear_attention", "conv"], "a")

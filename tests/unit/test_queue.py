@@ -1,4 +1,6 @@
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reasoner.types import Group, Rollout, Task
 from rollouts.queue import RolloutQueue
@@ -74,6 +76,56 @@ def test_waits_for_a_straggler_that_would_become_too_old():
     assert ([g.oldest_version for g in fresh], stale) == ([0], []), (
         "what was waited for is what is trained on"
     )
+
+
+def test_younger_groups_do_not_take_the_places_that_older_ones_will_need():
+    queue = RolloutQueue(groups_per_step=2, max_staleness=2, max_concurrent=99)
+
+    def admit():
+        for key in range(started[0], started[0] + queue.admissible):
+            queue.start(key)
+            started[0] += 1
+
+    def finish(*keys):
+        for key in keys:
+            queue.finish(key, group(queue.running[key], key))
+
+    def take():
+        fresh, stale = queue.take_batch()
+        queue.version = queue.serving = queue.version + 1
+        admit()
+        return [g.index for g in fresh], stale
+
+    started = [0]
+    admit()  # 0 to 5 at version 0: for the three steps to come
+    finish(0, 1)
+    assert take() == ([0, 1], [])
+    finish(2, 6)
+    assert not queue.batch_ready, "6 is of version 1: with it, 3, 4 and 5 would share the two last places"
+    finish(3)
+    assert queue.batch_ready and take() == ([2, 3], [])
+    finish(4)
+    assert not queue.batch_ready
+    finish(5)
+    assert queue.batch_ready and take() == ([4, 5], [])
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.integers(1, 30), st.lists(st.integers(0, 99), min_size=60))
+def test_nothing_is_dropped_whatever_finishes_first(groups_per_step, max_staleness, concurrent, choices):
+    queue = RolloutQueue(groups_per_step, max_staleness, max_concurrent=max(groups_per_step, concurrent))
+    started = 0
+    for choice in choices:
+        for _ in range(queue.admissible):
+            queue.start(started)
+            started += 1
+        if queue.batch_ready:
+            fresh, stale = queue.take_batch()
+            assert len(fresh) == groups_per_step and not stale
+            queue.version = queue.serving = queue.version + 1
+        else:
+            assert queue.running, "it waits for what is running, never for nothing"
+            key = list(queue.running)[choice % len(queue.running)]
+            queue.finish(key, group(queue.running[key], key))
 
 
 def test_too_old_groups_are_reported_not_trained_on():
