@@ -103,6 +103,7 @@ bench: smollm2 bench-quick bench-verifier bench-estimators ## every benchmark th
 	$(PY) -m benchmarks.view
 	$(PY) -m benchmarks.control_plane
 	$(PY) -m benchmarks.async_mode
+	$(PY) -m benchmarks.interference
 
 bench-long: install ## hours, resumable: to 90 % held-out pass@1 against TRL (interrupt it; the same command goes on)
 	$(PY) -m benchmarks.trl_time_to_90 $(ARGS)
