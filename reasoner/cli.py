@@ -109,7 +109,7 @@ def train(
         raise UsageError("--resume continues a run with the run's own configuration: leave the TOML file out")
     run_dir, config = reopen(resume, overrides) if resume else (None, load_config(path, overrides))
 
-    from reasoner.training import Interrupted
+    from reasoner.endings import Interrupted
     from reasoner.training import train as train_run
 
     try:

@@ -11,24 +11,22 @@ Left out on purpose: learning-rate search, reward shaping, value functions.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from envs.tasks import TaskSource, load_tasks, prompt_text
-from reasoner import cluster, fingerprint
+from reasoner import cluster, endings, fingerprint
 from reasoner.alarms import Alarms, Unjudged
 from reasoner.checkpoint import CheckpointStore, load_state
 from reasoner.config import Config, load_config
 from reasoner.display import Display
 from reasoner.driver import StopSignals
-from reasoner.errors import BrokenPolicyError, ReasonerError, UsageError
+from reasoner.endings import Interrupted
+from reasoner.errors import BrokenPolicyError, ReasonerError
 from reasoner.evaluation import SPLITS, check_scored, evaluate_split, summarise, verifier_failed
 from reasoner.journal import Journal
 from reasoner.learner_client import LearnerClient
@@ -36,8 +34,8 @@ from reasoner.logs import at_step, log_file
 from reasoner.metrics import MetricsWriter, Timeline, read_metrics, step_metrics
 from reasoner.processes import Processes
 from reasoner.recording import Recorder, StepOutcome, Update
-from reasoner.redo import finished_steps, last_finished_step
-from reasoner.run import Run, config_at, config_files, lacks_evaluation, never_began, prepare
+from reasoner.redo import finished_steps
+from reasoner.run import Run, config_at, config_files, lacks_evaluation, prepare
 from reasoner.stall import StallWatch
 from reasoner.stream import TaskStream
 from reasoner.telemetry import Telemetry
@@ -53,11 +51,6 @@ MAX_REPLACED = (
     4  # replaced groups a step, in batches: a policy that solves everything must not sample forever
 )
 MAX_IDLE_STEPS = 20  # steps in a row without any group to learn from, after which the user is told
-
-
-class Interrupted(Exception):
-    """The user asked to stop; everything is saved. Its text is the run directory, or "" when nothing had
-    begun and nothing is left."""
 
 
 @dataclass
@@ -81,21 +74,8 @@ def train(
     telemetry = Telemetry()
     with telemetry.served(metrics_port):  # first: the port may be taken
         run = prepare(config, verifier=verifier, resume=resume)
-        try:
+        with run.lock, endings.explained(run):
             _train(run, telemetry)
-        except (ray.exceptions.RayError, ReasonerError) as e:
-            raise _explained(cluster.unwrap(e), run) from None
-        except (Interrupted, KeyboardInterrupt) as stopped:
-            if run.resumed or not never_began(run.path):
-                raise
-            shutil.rmtree(run.path, ignore_errors=True)
-            raise (Interrupted("") if isinstance(stopped, Interrupted) else stopped) from None
-        except Exception as e:  # a bug, ours or of a function of the user: the traceback is the message
-            if advice := _advice(e, run):
-                e.add_note(advice)
-            raise
-        finally:
-            run.lock.close()
     return run.path
 
 
@@ -105,7 +85,7 @@ def _train(run: Run, telemetry: Telemetry) -> None:
     with ExitStack() as stack:
         stack.enter_context(display)
         stack.enter_context(log_file(run.log_dir / "driver.log"))
-        stack.enter_context(_told())
+        stack.enter_context(endings.logged())
         stop_requested = stack.enter_context(StopSignals(display))
         for message in run.messages:
             display.message(message)
@@ -130,45 +110,6 @@ def _train(run: Run, telemetry: Telemetry) -> None:
         stack.callback(processes.stop)
         telemetry.watch(processes.servers, processes.workers)
         Loop(run, processes, display, check_stop, telemetry).run()
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """How the block ended is in the log, too."""
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt):
-        log.warning("stopped")
-        raise
-    except Exception as error:
-        log.exception("the run failed: %s", error)
-        raise
-    log.info("done")
-
-
-def _explained(error: BaseException, run: Run) -> BaseException:
-    """The error with what is left of the run: how to go on, or nothing where nothing had begun."""
-    if advice := _advice(error, run):
-        return ReasonerError(f"{error}\n{advice}")
-    if isinstance(error, UsageError) and not run.resumed and not read_metrics(run.path):
-        shutil.rmtree(run.path)
-    return error
-
-
-def _advice(error: BaseException, run: Run) -> str:
-    """What is safe, and how to go on; nothing before the first checkpoint."""
-    latest = CheckpointStore(run.path).latest()
-    if latest is None:
-        return ""
-    saved = done = int(latest.name.removeprefix("step_"))
-    with suppress(OSError, ReasonerError):  # a full disk: what had ended the run is to be said
-        done = last_finished_step(run.path, saved)
-    safe = f"Step {saved} is saved"
-    if isinstance(error, BrokenPolicyError):
-        safe = f"The checkpoint of step {saved} stands"
-    elif done > saved:
-        safe = f"Everything up to step {done} is in the checkpoint of step {saved} and the journal"
-    return f"{safe}. Continue with: reasoner train --resume {run.path}"
 
 
 class Loop:
